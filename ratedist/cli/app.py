@@ -1,0 +1,35 @@
+"""The typer application that the commands register with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import ratedist
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="ratedist",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Predict, measure and plot what fusing similar KV-cache blocks saves and costs.",
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(ratedist.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""Laws of the similarity of two blocks, one per file."""

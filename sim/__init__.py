@@ -1,0 +1,1 @@
+"""Synthetic KV blocks and workloads."""
