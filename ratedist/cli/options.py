@@ -1,0 +1,47 @@
+"""Options and output that the commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ratedist.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Force", "Json", "Out", "Seed", "claim_folder", "messages", "print_json"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the results alone, as JSON, on standard output.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Where to write; nothing is overwritten without --force.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what --out names.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+
+def messages() -> Console:
+    """Console on standard error, for progress and notes; standard output is left to results."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_json(data: Any) -> None:
+    """Write strict JSON to standard output."""
+    json.dump(data, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def claim_folder(folder: Path, *, force: bool) -> Path:
+    """Create the output folder; raises InputError where it holds something and ``force`` is false."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError("out", str(folder), "is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise InputError("out", str(folder), "is not empty; choose another folder or pass --force")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
