@@ -1,0 +1,101 @@
+"""Fusing the similar blocks of a batch: the public operation, its checks and its backends."""
+
+from __future__ import annotations
+
+import math
+
+from ratedist.errors import InputError
+from ratedist.kernels.layout import FusedLayer, PagedLayer
+from ratedist.kernels.matching import CRITERIA, Matcher
+from ratedist.kernels.result import Fusion
+from ratedist.kernels.scales import SCALES
+
+__all__ = ["BACKENDS", "CRITERIA", "SCALES", "VARIANTS", "Fusion", "fuse"]
+
+VARIANTS = ("leader", "tree")
+BACKENDS = ("auto", "reference", "cpu", "triton")
+
+
+def fuse(
+    layer: PagedLayer | FusedLayer,
+    *,
+    threshold: float,
+    variant: str = "leader",
+    criterion: str = "keys",
+    scale: str = "own-norm",
+    backend: str = "auto",
+    layer_name: str | int | None = None,
+) -> Fusion:
+    """Let similar full blocks of different requests of one domain share one physical block.
+
+    Byte-equal blocks (keys and values) of different requests share the one of lowest logical index,
+    at every threshold. Over the blocks that remain, with every request that has a full block as a unit:
+
+    - ``"leader"``: units are taken in order of request; each block of a unit is absorbed by its best
+      match among the blocks kept of earlier units where that score exceeds the threshold, else it is
+      kept. A kept block is never absorbed, so every member is within the threshold of its representative.
+    - ``"tree"``: units are paired level by level, an odd last one passing up; at a node each block kept
+      on the right is absorbed by its best match kept on the left, and takes its members along, so
+      members can end below the threshold.
+
+    Blocks of one request never match each other directly. A score counts as min(score, 1), so that at
+    threshold 1 only exact duplicates share. Ties go to the lowest logical index. A block of norm zero
+    has no direction: its similarity to anything is 0.
+
+    A layer that is fused already is fused as it is stored: blocks that share a physical block go on
+    sharing, physical blocks are matched, and scales multiply.
+
+    Nothing is copied or moved: the result has the same pool, a new block table and scales. Beyond
+    vectors with one number per block it takes at most about 8 % of the layer's bytes as working memory
+    (``backend="cpu"``).
+
+    Args:
+        layer: paged keys and values. Every token within a request's length must be finite.
+        threshold: blocks fuse where their score exceeds this; within [-1, 1].
+        variant: one of ``VARIANTS``.
+        criterion: one of ``CRITERIA``.
+        scale: one of ``SCALES``: what a member's reading is multiplied with, see ``ratedist.kernels.scales``.
+        backend: one of ``BACKENDS``. ``"auto"`` is ``"triton"`` for a layer on a GPU and ``"cpu"``
+            otherwise; ``"reference"`` is slow, and holds whole similarity matrices.
+        layer_name: the layer's name or index, for messages.
+
+    Raises:
+        InputError: an argument outside what is listed, or a block that holds NaN or infinity or
+            whose norm float32 cannot hold (its layer, request and block are named).
+    """
+    if not isinstance(layer, PagedLayer | FusedLayer):
+        raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")
+    for argument, value, known in (
+        ("variant", variant, VARIANTS),
+        ("criterion", criterion, CRITERIA),
+        ("scale", scale, SCALES),
+        ("backend", backend, BACKENDS),
+    ):
+        if value not in known:
+            raise InputError(argument, value, f"must be one of {', '.join(known)}")
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise InputError("threshold", threshold, "must be a number within [-1, 1]")
+    if not (math.isfinite(threshold) and -1 <= threshold <= 1):
+        raise InputError("threshold", threshold, "must lie within [-1, 1], the range of a cosine similarity")
+
+    if backend == "auto":
+        backend = "triton" if layer.k.is_cuda else "cpu"
+    if backend == "reference":
+        from ratedist.kernels.reference import fuse_reference
+
+        return fuse_reference(layer, threshold, variant, criterion, scale, layer_name)
+
+    from ratedist.kernels.driver import fuse_with
+
+    return fuse_with(_matcher(backend), layer, threshold, variant, criterion, scale, layer_name)
+
+
+def _matcher(backend: str) -> Matcher:
+    # Imported on demand: the Triton one needs Triton, which exists on some platforms only.
+    if backend == "triton":
+        from ratedist.kernels import _match_triton
+
+        return _match_triton
+    from ratedist.kernels import _match_cpu
+
+    return _match_cpu
