@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import warnings
+from importlib.util import find_spec
+from numbers import Real
 
 from ratedist.errors import InputError
 from ratedist.kernels.layout import FusedLayer, PagedLayer
@@ -73,13 +75,14 @@ def fuse(
     ):
         if value not in known:
             raise InputError(argument, value, f"must be one of {', '.join(known)}")
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+    if isinstance(threshold, bool) or not isinstance(threshold, Real):
         raise InputError("threshold", threshold, "must be a number within [-1, 1]")
-    if not (math.isfinite(threshold) and -1 <= threshold <= 1):
+    threshold = float(threshold)
+    if not -1 <= threshold <= 1:  # NaN fails this too
         raise InputError("threshold", threshold, "must lie within [-1, 1], the range of a cosine similarity")
 
     if backend == "auto":
-        backend = "triton" if layer.k.is_cuda else "cpu"
+        backend = "triton" if layer.k.is_cuda and _has_triton() else "cpu"
     if backend == "reference":
         from ratedist.kernels.reference import fuse_reference
 
@@ -90,9 +93,21 @@ def fuse(
     return fuse_with(_matcher(backend), layer, threshold, variant, criterion, scale, layer_name)
 
 
+def _has_triton() -> bool:
+    """Whether Triton is installed, without importing it; warns (once, by Python's default) where not."""
+    if find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "Triton is not installed: fusion runs in plain torch, slower than its kernels", stacklevel=3
+    )
+    return False
+
+
 def _matcher(backend: str) -> Matcher:
-    # Imported on demand: the Triton one needs Triton, which exists on some platforms only.
+    # Imported on demand: Triton exists on some platforms only.
     if backend == "triton":
+        if find_spec("triton") is None:
+            raise InputError("backend", backend, 'needs Triton, which is not installed; "cpu" runs anywhere')
         from ratedist.kernels import _match_triton
 
         return _match_triton

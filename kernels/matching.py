@@ -13,7 +13,7 @@ CRITERIA = ("keys", "both")
 
 
 class Matcher(Protocol):
-    """What a backend provides; a module with these three functions is one (``_match_cpu``, ``_match_triton``).
+    """What a backend provides; a module with these functions is one (``_match_cpu``, ``_match_triton``).
 
     Pools have shape (blocks, block_size, kv_heads, head_dim) in float32, float16 or bfloat16; every
     value is upcast to float32 before it is used. Physical ids are int64 tensors of one dimension on the

@@ -20,12 +20,10 @@ Tests: tests/kernels/test_scales.py::test_error_of_each_rule.
 _CHUNK_BYTES = 1 << 20
 
 
-def member_scales(
-    pool: Tensor, norm: Tensor, members: Tensor, representatives: Tensor, rule: str
-) -> Tensor:
+def member_scales(pool: Tensor, norm: Tensor, members: Tensor, representatives: Tensor, rule: str) -> Tensor:
     """(n,) float32 scale of each member block under ``rule`` (one of ``SCALES``).
 
-    A representative of norm zero restores zeros under any scale; its members get 0.
+    A representative of norm zero restores zeros whatever the scale: 0, or 1 under ``"raw"``.
 
     Args:
         pool: (blocks, block_size, kv_heads, head_dim).
@@ -37,9 +35,8 @@ def member_scales(
     if rule == "raw":
         return torch.ones(members.shape[0], dtype=torch.float32, device=pool.device)
     n_rep = norm[representatives]
-    if rule == "own-norm":
-        length = norm[members]
-    else:
+    length = norm[members]
+    if rule == "projection":
         # Divided twice: n_rep squared may leave float32's range where n_rep does not.
         length = row_products(pool, members, representatives) / n_rep
     return torch.where(n_rep > 0, length / n_rep, 0.0)

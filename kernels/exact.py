@@ -1,0 +1,131 @@
+"""Exact duplicates: byte-equal blocks of different requests, found by hashing and confirmed byte for byte."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ratedist.kernels.candidates import Candidates
+
+__all__ = ["byte_classes", "first_equal"]
+
+_SAMPLED = 8
+_CHUNK_BYTES = 1 << 20
+_INTEGERS = {4: torch.int32, 2: torch.int16}
+
+
+def first_equal(k: Tensor, v: Tensor, candidates: Candidates) -> Tensor:
+    """(n,) int64: position of the candidate whose physical block each candidate takes; its own where unique.
+
+    A group of candidates of one domain that are byte-equal in keys and values and span at least two
+    requests takes the block of its lowest logical index. Duplicates within a single request stay apart.
+
+    Args:
+        k: (blocks, block_size, kv_heads, head_dim) pool of keys.
+        v: pool of values.
+        candidates: the blocks to look at, in logical order.
+    """
+    count = len(candidates)
+    position = torch.arange(count, device=k.device)
+    if count == 0:
+        return position
+    # Contents are compared once per physical block: a block table may alias.
+    ids, content = torch.unique(candidates.physical, return_inverse=True)
+    equal = byte_classes(k, v, ids)[content]
+    _, domain = torch.unique(candidates.domain, return_inverse=True)
+    groups, group = torch.unique(domain * len(ids) + equal, return_inverse=True)
+
+    first = position.new_full((len(groups),), count).scatter_reduce_(0, group, position, "amin")
+    last = position.new_zeros(len(groups)).scatter_reduce_(0, group, position, "amax")
+    # Positions are in order of request, so the ends of a group show whether it spans two.
+    spans = candidates.request[first] != candidates.request[last]
+    return torch.where(spans[group], first[group], position)
+
+
+def byte_classes(k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+    """(m,) int64: index into ``ids`` of the first block that is byte-equal to each, in keys and values.
+
+    Blocks are grouped by ever more of their bytes: a few sampled scalars, then a 64-bit hash of all of
+    them, where the sample left company. Groups only nominate: membership is a comparison byte for byte.
+
+    Args:
+        k: (blocks, block_size, kv_heads, head_dim).
+        v: as ``k``.
+        ids: (m,) int64 physical ids, without repetition.
+    """
+    index = torch.arange(len(ids), device=ids.device)
+    result = index.clone()
+    left, label = _crowded(index, _sample(k, ids) ^ (_sample(v, ids) << 1))
+    if len(left):
+        left, label = _crowded(left, _hash(k, ids[left]) ^ (_hash(v, ids[left]) << 1))
+    while len(left):
+        # All but hash collisions find their class in the first round; the rest compete among themselves.
+        first = left.new_full((int(label.max()) + 1,), len(ids)).scatter_reduce_(0, label, left, "amin")[
+            label
+        ]
+        equal = _rows_equal(k, ids[left], ids[first]) & _rows_equal(v, ids[left], ids[first])
+        result[left[equal]] = first[equal]
+        left, label = left[~equal], label[~equal]
+    return result
+
+
+def _crowded(index: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of ``index`` whose key is not unique, each with a label that stands for the key."""
+    _, label, sizes = torch.unique(key, return_inverse=True, return_counts=True)
+    crowded = sizes[label] > 1
+    return index[crowded], label[crowded]
+
+
+def _sample(pool: Tensor, ids: Tensor) -> Tensor:
+    """(m,) int64 made of a few scalars of every block, spread over the block."""
+    _, tokens, heads, dim = pool.shape
+    spread = torch.arange(_SAMPLED, device=pool.device)
+    # Strides that visit different tokens, heads and channels.
+    token = spread * max(1, tokens // _SAMPLED) % max(1, tokens)
+    channel = spread * max(1, dim // _SAMPLED) % max(1, dim)
+    if pool[:1].numel() == 0:
+        return torch.zeros_like(ids)
+    scalars = pool[ids[:, None], token, spread % heads, channel]
+    bits = scalars.view(_INTEGERS[pool.element_size()]).long()
+    return (bits * _weights(_SAMPLED, pool.device)).sum(1)
+
+
+def _hash(pool: Tensor, ids: Tensor) -> Tensor:
+    """(m,) int64: sum of words times random odd weights modulo 2^64, over all bytes of every block."""
+    result = torch.empty_like(ids)
+    weights: Tensor | None = None
+    step = _step(pool)
+    for start in range(0, len(ids), step):
+        words = _words(pool, ids[start : start + step]).long()
+        if weights is None:
+            weights = _weights(words.shape[1], pool.device)
+        result[start : start + step] = words.mul_(weights).sum(1)
+    return result
+
+
+def _rows_equal(pool: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(m,) bool: whether the blocks ``left[i]`` and ``right[i]`` are equal in every byte."""
+    result = torch.empty(len(left), dtype=torch.bool, device=pool.device)
+    step = _step(pool)
+    for start in range(0, len(left), step):
+        a = _words(pool, left[start : start + step])
+        b = _words(pool, right[start : start + step])
+        result[start : start + step] = (a == b).all(1)
+    return result
+
+
+def _words(pool: Tensor, ids: Tensor) -> Tensor:
+    """(m, words): bits of the blocks as the widest integers that divide a block."""
+    rows = pool[ids].flatten(1).contiguous()
+    wide = rows.shape[1] * rows.element_size() % 8 == 0
+    return rows.view(torch.int64 if wide else _INTEGERS[rows.element_size()])
+
+
+def _weights(count: int, device: torch.device) -> Tensor:
+    """(count,) int64 odd numbers, the same at every call."""
+    generator = torch.Generator().manual_seed(0x5EED)
+    return (torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1).to(device)
+
+
+def _step(pool: Tensor) -> int:
+    return max(1, _CHUNK_BYTES // max(1, pool[:1].numel() * pool.element_size()))

@@ -1,0 +1,204 @@
+"""Fusion as its definition reads: plain loops and whole similarity matrices in float32, slow on purpose.
+
+The other implementations are tested against this one, so it shares nothing with them but the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ratedist.errors import InputError
+from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.result import Fusion
+
+__all__ = ["fuse_reference"]
+
+
+def fuse_reference(
+    layer: PagedLayer | FusedLayer,
+    threshold: float,
+    variant: str,
+    criterion: str,
+    scale: str,
+    layer_name: str | int | None = None,
+) -> Fusion:
+    """``ratedist.kernels.fuse.fuse`` with arguments that have been checked.
+
+    Raises:
+        InputError: a block holds NaN or infinity, or its norm is beyond float32.
+    """
+    table = layer.table
+    requests, max_blocks = table.entries.shape
+    entries = table.entries.tolist()
+    full = table.full_blocks.tolist()
+    used = table.used_blocks.tolist()
+    domains = table.domains.tolist()
+    _check(layer, entries, layer_name)
+
+    # A block is named by its flat logical index; candidates are in logical order.
+    candidates = [i * max_blocks + b for i in range(requests) for b in range(full[i])]
+    request = {a: a // max_blocks for a in candidates}
+    domain = {a: domains[request[a]] for a in candidates}
+    physical = {a: entries[a // max_blocks][a % max_blocks] for a in candidates}
+    k = {a: layer.k[physical[a]].flatten().float() for a in candidates}
+    v = {a: layer.v[physical[a]].flatten().float() for a in candidates}
+
+    # Step 1: byte-equal blocks of one domain, where they span two requests, share the first of them.
+    content = {a: _bytes(layer.k[physical[a]]) + _bytes(layer.v[physical[a]]) for a in candidates}
+    groups: dict[tuple[int, bytes], list[int]] = {}
+    for a in candidates:
+        groups.setdefault((domain[a], content[a]), []).append(a)
+    first = {a: a for a in candidates}
+    for group in groups.values():
+        if len({request[a] for a in group}) > 1:
+            for a in group:
+                first[a] = group[0]
+
+    # Step 2: the distinct blocks, request by request.
+    similarity = _similarity_matrix(candidates, k)
+    if criterion == "both":
+        similarity = torch.minimum(similarity, _similarity_matrix(candidates, v))
+    index = {a: n for n, a in enumerate(candidates)}
+
+    def score(a: int, b: int) -> float:
+        return min(float(similarity[index[a], index[b]]), 1.0)
+
+    limit = float(torch.tensor(threshold, dtype=torch.float32))
+    absorber = dict(first)
+    for d in sorted(set(domain.values())):
+        members = sorted({request[a] for a in candidates if domain[a] == d})
+        units = [[a for a in candidates if request[a] == i and first[a] == a] for i in members]
+        if variant == "leader":
+            kept: list[int] = []
+            for unit in units:
+                kept = kept + _survivors(unit, kept, score, limit, absorber)
+        else:
+            while len(units) > 1:
+                pairs = [units[n : n + 2] for n in range(0, len(units), 2)]
+                units = [
+                    pair[0] + _survivors(pair[1], pair[0], score, limit, absorber)
+                    if len(pair) == 2
+                    else pair[0]
+                    for pair in pairs
+                ]
+
+    representative = {}
+    for a in candidates:
+        root = a
+        while absorber[root] != root:
+            root = absorber[root]
+        representative[a] = root
+
+    new_entries = torch.full_like(table.entries, UNUSED)
+    representative_map = torch.full((requests, max_blocks), -1, dtype=torch.int64, device=layer.k.device)
+    absorber_map = representative_map.clone()
+    scores = torch.zeros(requests, max_blocks, device=layer.k.device)
+    k_scale = torch.ones_like(scores)
+    v_scale = torch.ones_like(scores)
+    if isinstance(layer, FusedLayer):
+        k_scale, v_scale = layer.k_scale.clone(), layer.v_scale.clone()
+    for i in range(requests):
+        for b in range(used[i]):
+            a = i * max_blocks + b
+            root = representative.get(a, a)
+            representative_map[i, b] = root
+            absorber_map[i, b] = absorber.get(a, a)
+            new_entries[i, b] = entries[root // max_blocks][root % max_blocks]
+            scores[i, b] = 1.0
+            if first.get(a, a) != root:
+                scores[i, b] = score(first[a], root)
+                k_scale[i, b] *= _scale(k[a], k[root], scale)
+                v_scale[i, b] *= _scale(v[a], v[root], scale)
+
+    return Fusion(
+        layer=FusedLayer(
+            k=layer.k,
+            v=layer.v,
+            table=BlockTable(new_entries, table.lengths, table.domains, table.block_size),
+            k_scale=k_scale,
+            v_scale=v_scale,
+        ),
+        representative=representative_map,
+        absorber=absorber_map,
+        score=scores,
+        candidates=len(candidates),
+        kept=sum(representative[a] == a for a in candidates),
+        exact=sum(first[a] != a for a in candidates),
+    )
+
+
+def _survivors(
+    unit: list[int],
+    kept: list[int],
+    score: Callable[[int, int], float],
+    limit: float,
+    absorber: dict[int, int],
+) -> list[int]:
+    """The blocks of ``unit`` with no score above ``limit`` in ``kept``; notes who absorbs the others."""
+    survivors = []
+    for a in unit:
+        best, best_score = None, limit
+        for b in kept:
+            # Strictly higher: of equal scores the lowest logical index wins.
+            if score(a, b) > best_score:
+                best, best_score = b, score(a, b)
+        if best is None:
+            survivors.append(a)
+        else:
+            absorber[a] = best
+    return survivors
+
+
+def _similarity_matrix(candidates: list[int], vector: dict[int, Tensor]) -> Tensor:
+    """(n, n) cosine similarities; 0 where a vector is zero."""
+    if not candidates:
+        return torch.zeros(0, 0)
+    rows = torch.stack([vector[a] for a in candidates])
+    norm = rows.norm(dim=1)
+    similarity = (rows @ rows.T) / norm[:, None] / norm[None, :]
+    similarity[norm == 0, :] = 0.0
+    similarity[:, norm == 0] = 0.0
+    return similarity.cpu()
+
+
+def _scale(member: Tensor, representative: Tensor, rule: str) -> float:
+    """What the representative is multiplied with to stand for the member."""
+    if rule == "raw":
+        return 1.0
+    if not representative.any():
+        return 0.0
+    if rule == "own-norm":
+        return float(member.norm() / representative.norm())
+    return float(member @ representative / representative.norm() / representative.norm())
+
+
+def _bytes(block: Tensor) -> bytes:
+    return block.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+
+
+def _check(layer: PagedLayer | FusedLayer, entries: list[list[int]], layer_name: str | int | None) -> None:
+    """Raises InputError where a token within its request's length, a norm or a scale is not finite."""
+    size = layer.table.block_size
+    prefix = "" if layer_name is None else f"layer {layer_name}, "
+    for i, length in enumerate(layer.table.lengths.tolist()):
+        for start in range(0, length, size):
+            b, tokens = start // size, min(size, length - start)
+            where = f"{prefix}request {i}, block {b}"
+            for name, pool in (("k", layer.k), ("v", layer.v)):
+                block = pool[entries[i][b], :tokens].float()
+                if not torch.isfinite(block).all():
+                    bad = float(block[~torch.isfinite(block)][0])
+                    raise InputError(name, bad, f"{where} holds NaN or infinity; every value must be finite")
+                if tokens == size and not torch.isfinite(block.norm()):
+                    raise InputError(
+                        name,
+                        float(block.double().norm()),
+                        f"{where} has a norm whose square float32 cannot hold",
+                    )
+            if isinstance(layer, FusedLayer):
+                for name, scale in (("k_scale", layer.k_scale), ("v_scale", layer.v_scale)):
+                    if not torch.isfinite(scale[i, b]):
+                        raise InputError(name, float(scale[i, b]), f"{where} must have a finite scale")

@@ -1,0 +1,83 @@
+"""Reading a fused layer back: restored blocks, and their error against the layer before fusion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ratedist.errors import InputError
+from ratedist.kernels.layout import FusedLayer, PagedLayer
+
+__all__ = ["block_errors", "restore_blocks"]
+
+_CHUNK_BYTES = 1 << 20
+
+
+def restore_blocks(pool: Tensor, entries: Tensor, scale: Tensor) -> Tensor:
+    """(n, block_size, kv_heads, head_dim) float32: ``scale[i] * pool[entries[i]]``.
+
+    Args:
+        pool: (blocks, block_size, kv_heads, head_dim).
+        entries: (n,) physical ids.
+        scale: (n,) float32.
+    """
+    return pool[entries.long()].float().mul_(scale[:, None, None, None])
+
+
+def block_errors(original: PagedLayer, fused: FusedLayer) -> tuple[Tensor, Tensor]:
+    """Squared relative error of every block, ‖restored − original‖² / ‖original‖², for keys and values.
+
+    Computed from the restored blocks, a few at a time. Of a partly filled block only the tokens within
+    the request's length count. The error against zeros is 0 where zeros are restored, else infinite.
+
+    Args:
+        original: the layer before fusion.
+        fused: the layer after; its pool may be the same, or compacted.
+
+    Returns:
+        (requests, max_blocks) float32 for keys and the same for values; 0 beyond the end of a request.
+
+    Raises:
+        InputError: the two layers differ in shapes or in the requests' lengths.
+
+    The errors of the scale rules are in ``ratedist.kernels.scales``; tests/kernels/test_scales.py holds
+    the two together.
+    """
+    table = original.table
+    if fused.table.entries.shape != table.entries.shape or fused.k.shape[1:] != original.k.shape[1:]:
+        raise InputError(
+            "fused",
+            f"table {tuple(fused.table.entries.shape)}, blocks {tuple(fused.k.shape[1:])}",
+            f"must be the fused form of original: table {tuple(table.entries.shape)}, "
+            f"blocks {tuple(original.k.shape[1:])}",
+        )
+    if not torch.equal(fused.table.lengths, table.lengths):
+        raise InputError("fused", "other lengths", "must be the fused form of original, with its lengths")
+
+    requests, max_blocks = table.entries.shape
+    device = original.k.device
+    used = torch.nonzero((torch.arange(max_blocks, device=device) < table.used_blocks[:, None]).flatten())
+    logical = used.flatten()
+    tokens = table.lengths[logical // max(1, max_blocks)] - logical % max(1, max_blocks) * table.block_size
+    before, after = table.entries.flatten()[logical].long(), fused.table.entries.flatten()[logical].long()
+
+    results = []
+    step = max(1, _CHUNK_BYTES // max(1, 4 * original.k[:1].numel()))
+    for pool, fused_pool, scale in (
+        (original.k, fused.k, fused.k_scale),
+        (original.v, fused.v, fused.v_scale),
+    ):
+        errors = torch.zeros(requests * max_blocks, dtype=torch.float32, device=device)
+        for start in range(0, len(logical), step):
+            chunk = slice(start, start + step)
+            written = torch.arange(table.block_size, device=device) < tokens[chunk, None]
+            expected = pool[before[chunk]].float()
+            restored = restore_blocks(fused_pool, after[chunk], scale.flatten()[logical[chunk]])
+            # Selected, not multiplied: what lies beyond the length may be NaN.
+            expected = torch.where(written[:, :, None, None], expected, 0.0).flatten(1)
+            restored = torch.where(written[:, :, None, None], restored, 0.0).flatten(1)
+            power = expected.square().sum(1, dtype=torch.float64)
+            difference = restored.sub_(expected).square_().sum(1, dtype=torch.float64)
+            errors[logical[chunk]] = torch.where(difference > 0, difference / power, 0.0).float()
+        results.append(errors.view(requests, max_blocks))
+    return results[0], results[1]
