@@ -1,7 +1,25 @@
 """Laws of the similarity of two blocks, one per file."""
 
 from ratedist.similarity.base import Fit, SimilarityLaw
+from ratedist.similarity.empirical import Empirical
 from ratedist.similarity.gaussian import Gaussian
+from ratedist.similarity.mixture import Mixture
+from ratedist.similarity.pareto_tail import ParetoTail
+from ratedist.similarity.registry import known_laws, law_from_dict, load_law, save_law
 from ratedist.similarity.spherical import Spherical
+from ratedist.similarity.truncated_gaussian import TruncatedGaussian
 
-__all__ = ["Fit", "Gaussian", "SimilarityLaw", "Spherical"]
+__all__ = [
+    "Empirical",
+    "Fit",
+    "Gaussian",
+    "Mixture",
+    "ParetoTail",
+    "SimilarityLaw",
+    "Spherical",
+    "TruncatedGaussian",
+    "known_laws",
+    "law_from_dict",
+    "load_law",
+    "save_law",
+]

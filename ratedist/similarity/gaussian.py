@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from ratedist.similarity._checks import finite, points, positive, probabilities, sample_of
 from ratedist.similarity.base import Fit, SimilarityLaw
+from ratedist.similarity.registry import register
 
 __all__ = ["Gaussian"]
 
 FloatArray = NDArray[np.float64]
 
 
+@register
 class Gaussian(SimilarityLaw):
     """S = min(X, 1) with X normal: the paper's law, kept within S <= 1.
 

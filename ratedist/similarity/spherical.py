@@ -11,8 +11,9 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from ratedist.errors import InputError
-from ratedist.similarity._checks import DUPLICATE, finite, points, probabilities, sample_of
+from ratedist.similarity._checks import finite, points, probabilities, sample_of
 from ratedist.similarity.base import Fit, SimilarityLaw
+from ratedist.similarity.registry import register
 
 __all__ = ["Spherical"]
 
@@ -23,6 +24,7 @@ FloatArray = NDArray[np.float64]
 _TERMS = 24
 
 
+@register
 class Spherical(SimilarityLaw):
     """Cosine of two independent directions, uniform on the unit sphere of R^dim.
 
@@ -134,29 +136,18 @@ class Spherical(SimilarityLaw):
         information n·(ψ′((r−1)/2) − ψ′(r/2))/4, which assumes independent scores.
         Test: tests/ratedist/similarity/test_fits.py::test_fits_recover_their_law.
 
-        Raises InputError as every fit, and where scores are ±1, or so near to 1 that the fitted law does
-        not explain them: they are exact duplicates (fit a mixture).
+        Raises InputError as every fit, and where the sample holds exact duplicates (fit a mixture) or
+        scores of -1.
         """
-        scores = sample_of(sample, needed=2)
-        if np.abs(scores).max() >= 1:
+        scores = sample_of(sample, needed=2, duplicates=False)
+        if scores.min() <= -1:
             raise InputError(
-                "sample",
-                f"{int((np.abs(scores) >= 1).sum())} scores of 1 or -1",
-                "holds exact duplicates, which independent directions never are; fit 'mixture', which sets "
-                "them apart as an atom at 1, or leave them out",
+                "sample", -1.0, "holds scores of -1, which independent directions never have; leave them out"
             )
         target = float(np.mean(np.log1p(-scores) + np.log1p(scores)))
         low, high = math.log1p(1e-9), 40.0
         log_dim = scipy.optimize.brentq(lambda x: _mean_log_gap(math.exp(x)) - target, low, high, xtol=1e-13)
         law = cls(math.exp(log_dim))
-        near = int((scores >= 1 - DUPLICATE).sum())
-        if near > 10 + 10 * scores.size * float(law.sf(1 - DUPLICATE)):
-            raise InputError(
-                "sample",
-                f"{near} scores of 1 to rounding",
-                "holds exact duplicates, which independent directions never are; fit 'mixture', which sets "
-                "them apart as an atom at 1, or leave them out",
-            )
         error = 1 / math.sqrt(scores.size * _information(law.dim))
         return Fit(law, {"dim": error}, scores.size)
 
