@@ -82,7 +82,7 @@ def _pair() -> tuple[Expression, Expression, Expression]:
 def _scale_rules() -> Derivation:
     import sympy as sp
 
-    s, x, x_rep = _pair()
+    _, x, x_rep = _pair()
     n = sp.Symbol("n", positive=True)
     rho = sp.Symbol("rho", positive=True)
     c = sp.Symbol("c", real=True)
@@ -330,7 +330,7 @@ def _tree_large_batch() -> Derivation:
             Step(r"Levels needed to reach \(x\), up to a constant:", sp.Eq(depth, levels)),
             Step(
                 r"As \(x \to \infty\), levels times \(x e^{-x}\) tend to the value below, so \(x\) grows as "
-                r"\(\ln k = \ln\log_2 B\): the plain tree keeps a number of blocks that hardly grows with the batch.",
+                r"\(\ln k = \ln\log_2 B\): the kept blocks of the plain tree hardly grow with the batch.",
                 tail,
             ),
         ),
