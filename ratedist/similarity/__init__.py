@@ -3,8 +3,10 @@
 from ratedist.similarity.base import Fit, SimilarityLaw
 from ratedist.similarity.empirical import Empirical
 from ratedist.similarity.gaussian import Gaussian
+from ratedist.similarity.joint import Joint, Minimum
 from ratedist.similarity.mixture import Mixture
 from ratedist.similarity.pareto_tail import ParetoTail
+from ratedist.similarity.position import PositionMarked
 from ratedist.similarity.registry import known_laws, law_from_dict, load_law, save_law
 from ratedist.similarity.spherical import Spherical
 from ratedist.similarity.truncated_gaussian import TruncatedGaussian
@@ -13,8 +15,11 @@ __all__ = [
     "Empirical",
     "Fit",
     "Gaussian",
+    "Joint",
+    "Minimum",
     "Mixture",
     "ParetoTail",
+    "PositionMarked",
     "SimilarityLaw",
     "Spherical",
     "TruncatedGaussian",

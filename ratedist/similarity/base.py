@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float64]
 LawT = TypeVar("LawT")
 
 # Ends of the panels that ``expect`` integrates over, in nats of tail probability.
-_PANELS = -np.array([0.0, 0.5, 1, 2, 3.5, 5.5, 8, 11, 15, 20, 26, 33, 42, 55])
+PANELS = -np.array([0.0, 0.5, 1, 2, 3.5, 5.5, 8, 11, 15, 20, 26, 33, 42, 55])
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
@@ -109,15 +109,17 @@ class SimilarityLaw(ABC):
             raise InputError("above", above, "must be a number")
         mass = float(self.sf(above))
         upper = min(mass, 0.5)
-        total = _over_levels(lambda q: g(self.isf(q)), 0.0, upper, self._levels(upper=True))
+        kinks = self._kinks()
+        breaks = np.append(self.sf(kinks), self.atom)
+        total = _over_levels(lambda q: g(self.isf(q)), 0.0, upper, breaks)
         if mass > 0.5:
             below = float(self.cdf(above)) if above > -math.inf else 0.0
-            total += _over_levels(lambda p: g(self.ppf(p)), below, 0.5, self._levels(upper=False))
+            total += _over_levels(lambda p: g(self.ppf(p)), below, 0.5, self.cdf(kinks))
         return total
 
-    def _levels(self, *, upper: bool) -> FloatArray:
-        """Tail probabilities at which the upper (or lower) quantile function is not smooth."""
-        return np.array([self.atom]) if upper else np.empty(0)
+    def _kinks(self) -> FloatArray:
+        """Scores inside the support at which the density is not smooth."""
+        return np.empty(0)
 
     @classmethod
     @abstractmethod
@@ -152,7 +154,7 @@ def _over_levels(h: Callable[[FloatArray], ArrayLike], low: float, high: float, 
     """∫ h(q) dq from ``low`` to ``high``, for h smooth in log q between the breaks."""
     if not high > low:
         return 0.0
-    ends = np.concatenate([high * np.exp(_PANELS), breaks, [low]])
+    ends = np.concatenate([high * np.exp(PANELS), breaks, [low]])
     ends = np.log(np.unique(ends[(ends > 0) & (ends >= low) & (ends <= high)]))
     half = 0.5 * np.diff(ends)[:, None]
     levels = np.exp(ends[:-1, None] + half * (1 + _NODES))

@@ -87,9 +87,8 @@ class Empirical(SimilarityLaw):
         body = self.body.ppf(np.minimum(q / (1 - self.tail_share), 1.0))
         return np.where(q <= 1 - self.tail_share, body, self.isf(1 - q))[()]
 
-    def _levels(self, *, upper: bool) -> FloatArray:
-        inner = (1 - self.tail_share) * (1 - self.body.levels if upper else self.body.levels)
-        return inner + self.tail_share if upper else inner
+    def _kinks(self) -> FloatArray:
+        return self.body.values
 
     def mean(self) -> float:
         """E[S], exactly: the body's trapezoids and u + (1 − u)/(index + 1) in the tail."""

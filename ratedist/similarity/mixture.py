@@ -62,6 +62,9 @@ class Mixture(SimilarityLaw):
         high = 1.0 if self.duplicates > 0 or not ends else max(end[1] for end in ends)
         return (low, high)
 
+    def _kinks(self) -> FloatArray:
+        return np.unique(np.concatenate([np.empty(0), *(law._kinks() for law in self.laws)]))
+
     def _sum(self, values: Callable[[SimilarityLaw], ArrayLike], shape: tuple[int, ...]) -> FloatArray:
         total = np.zeros(shape)
         for weight, law in zip(self.weights, self.laws, strict=True):

@@ -90,9 +90,8 @@ class ParetoTail(SimilarityLaw):
         body = self.body.ppf(np.minimum(q / (1 - self.tail_share), 1.0))
         return np.where(q <= 1 - self.tail_share, body, self.isf(1 - q))[()]
 
-    def _levels(self, *, upper: bool) -> FloatArray:
-        inner = (1 - self.tail_share) * (1 - self.body.levels if upper else self.body.levels)
-        return np.append(inner + self.tail_share, self.atom) if upper else inner
+    def _kinks(self) -> FloatArray:
+        return self.body.values
 
     def mean(self) -> float:
         """E[S]: the body's trapezoids, and the tail by quadrature."""
