@@ -1,0 +1,345 @@
+"""Predicted beside measured: calibrate on some requests of a capture, fuse the others, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ratedist.errors import InputError
+from ratedist.kernels.fuse import CRITERIA, SCALES, VARIANTS
+from ratedist.predictors import Prediction, predictor_class
+from ratedist.rate import CacheShape, cache_rate
+from ratedist.records import Record, provenance
+from ratedist.validate.calibrate import pair_sample
+from ratedist.validate.manifest import DTYPES, Manifest
+from ratedist.validate.measure import Measurement, Runtime, measure, runtime_for
+from ratedist.validate.store import Capture
+from ratedist.validate.summary import ALL, summarise
+
+__all__ = ["SCHEMA", "THRESHOLDS", "Plan", "Split", "compare", "default_layers", "split_requests"]
+
+FloatArray = NDArray[np.float64]
+
+SCHEMA = "ratedist-validation-1"
+"""Schema of the record that ``compare`` returns."""
+
+THRESHOLDS = tuple(round(0.60 + 0.05 * step, 2) for step in range(8))
+"""Thresholds compared by default."""
+
+ALONE_AT_EACH_END = 2
+"""Layers at either end of a model that are not fused by default."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and what was done."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare; raises InputError for names and numbers that are not known.
+
+    Attributes:
+        thresholds: each within [-1, 1].
+        variants, criteria: every pair of them is compared.
+        scale: rule by which members are read back.
+        predictors: names of predictors.
+        layers: layers to fuse; all captured ones but the model's first and last two where None.
+        seed: of the random split.
+    """
+
+    thresholds: tuple[float, ...] = THRESHOLDS
+    variants: tuple[str, ...] = ("leader",)
+    criteria: tuple[str, ...] = ("keys",)
+    scale: str = "own-norm"
+    predictors: tuple[str, ...] = ("gaussian", "position-marked")
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for argument, values, known in (
+            ("variant", self.variants, VARIANTS),
+            ("criterion", self.criteria, CRITERIA),
+            ("scale", (self.scale,), SCALES),
+        ):
+            for value in values:
+                if value not in known:
+                    raise InputError(argument, value, f"unknown; choose one of {', '.join(known)}")
+        for name in self.predictors:
+            predictor_class(name)
+        for threshold in self.thresholds:
+            if not -1 <= threshold <= 1:
+                raise InputError("threshold", threshold, "must lie in [-1, 1]")
+        for argument in ("thresholds", "variants", "criteria", "predictors", "layers"):
+            values = getattr(self, argument)
+            if values is None:
+                continue
+            if len(values) == 0:
+                raise InputError(argument, values, "must name at least one")
+            if len(set(values)) < len(values):
+                raise InputError(argument, list(values), "names one twice; name each once")
+        if self.seed < 0:
+            raise InputError("seed", self.seed, "must not be negative")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Requests to calibrate on and requests to measure, each in the capture's order."""
+
+    calibration: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+def split_requests(manifest: Manifest, seed: int) -> Split:
+    """Halve the requests at random, those with a full block; each half keeps the capture's order.
+
+    Within every domain one half goes to each side; of an odd number the larger part is held out.
+
+    Raises InputError where no domain has four requests with a full block: two to calibrate on, and
+    two that can fuse with each other.
+    """
+    rng = np.random.default_rng(seed)
+    lengths, domains = np.array(manifest.lengths), np.array(manifest.domains)
+    full = np.nonzero(lengths >= manifest.block_size)[0]
+    largest = max((int((domains[full] == domain).sum()) for domain in np.unique(domains[full])), default=0)
+    if largest < 4:
+        raise InputError(
+            "requests",
+            largest,
+            f"workload {manifest.workload!r} is too small to split: a domain needs four requests of at least "
+            f"{manifest.block_size} tokens, two to calibrate on and two to fuse; capture more",
+        )
+    calibration: list[int] = []
+    for domain in np.unique(domains[full]):
+        members = rng.permutation(full[domains[full] == domain])
+        calibration.extend(members[: len(members) // 2].tolist())
+    chosen = set(calibration)
+    return Split(tuple(sorted(chosen)), tuple(int(r) for r in full if int(r) not in chosen))
+
+
+def default_layers(manifest: Manifest) -> tuple[int, ...]:
+    """Captured layers but for the model's first and last two.
+
+    Raises InputError where none is left.
+    """
+    last = manifest.model_layers - ALONE_AT_EACH_END
+    layers = tuple(layer for layer in manifest.layers if ALONE_AT_EACH_END <= layer < last)
+    if not layers:
+        raise InputError(
+            "layers",
+            list(manifest.layers),
+            f"all captured layers are among the first or last {ALONE_AT_EACH_END} of "
+            f"{manifest.model_layers}; name the layers to fuse",
+        )
+    return layers
+
+
+def compare(
+    captures: Sequence[Capture],
+    plan: Plan | None = None,
+    *,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+    command: list[str] | None = None,
+) -> Record:
+    """Fit every predictor on half of each capture's requests and compare it with fusion of the others.
+
+    Args:
+        captures: one per workload, all of one model.
+        plan: what to compare; the defaults of ``Plan`` where None.
+        runtime: from ``runtime_for``; the CPU path where None.
+        progress: called after every layer.
+        command: what the record names as the command that made it; this process's own where None.
+
+    Returns:
+        A record of schema ``SCHEMA``: a row for every workload, layer, variant, criterion, threshold and
+        predictor, none dropped, and the summary of ``ratedist.validate.summary``. Beside the compression
+        of the row's layer, ``cache_compression_*`` is that of the whole cache with all layers of the plan
+        fused like this, table entries, scales and layers left alone counted (the same in every layer's row).
+
+    Raises InputError where the captures do not fit each other or the plan.
+    """
+    plan = Plan() if plan is None else plan
+    where = runtime_for("cpu") if runtime is None else runtime
+    _check_captures(captures)
+    jobs = [(capture, split_requests(capture.manifest, plan.seed)) for capture in captures]
+    layers = [_layers_of(capture.manifest, plan) for capture in captures]
+    total, done = sum(len(chosen) for chosen in layers), 0
+    rows: list[dict[str, Any]] = []
+    for (capture, split), chosen in zip(jobs, layers, strict=True):
+        cells = []
+        for layer in chosen:
+            cells.extend(_compare_layer(capture, split, layer, plan, where))
+            done += 1
+            if progress is not None:
+                progress(done, total, f"{capture.manifest.workload}, layer {layer}")
+        rows.extend(_rows(capture.manifest, split, len(chosen), cells, plan, where))
+    return Record(
+        schema=SCHEMA,
+        provenance=provenance(
+            command,
+            seed=plan.seed,
+            scale=plan.scale,
+            captures=[_describe(capture.manifest, split) for capture, split in jobs],
+        ),
+        rows=rows,
+        summary=summarise(rows),
+    )
+
+
+@dataclass(frozen=True)
+class _Cell:
+    layer: int
+    variant: str
+    criterion: str
+    measured: list[Measurement]
+    predicted: dict[str, Prediction]
+
+
+def _compare_layer(capture: Capture, split: Split, layer: int, plan: Plan, runtime: Runtime) -> list[_Cell]:
+    sample = pair_sample(capture.layer(layer, split.calibration))
+    held_out = capture.layer(layer, split.held_out)
+    cells = []
+    for criterion in plan.criteria:
+        fitted = {
+            name: predictor_class(name)(sample, criterion=criterion, scale=plan.scale)
+            for name in plan.predictors
+        }
+        for variant in plan.variants:
+            measured = measure(
+                held_out,
+                plan.thresholds,
+                variant=variant,
+                criterion=criterion,
+                scale=plan.scale,
+                runtime=runtime,
+                layer_name=layer,
+            )
+            predicted = {
+                name: predictor.predict(
+                    held_out.table.full_blocks.numpy(),
+                    plan.thresholds,
+                    variant=variant,
+                    domains=held_out.table.domains.numpy(),
+                )
+                for name, predictor in fitted.items()
+            }
+            cells.append(_Cell(layer, variant, criterion, list(measured), predicted))
+    return cells
+
+
+def _rows(
+    manifest: Manifest, split: Split, fused_layers: int, cells: list[_Cell], plan: Plan, runtime: Runtime
+) -> list[dict[str, Any]]:
+    """Rows of one workload, by variant, criterion, predictor, layer and threshold."""
+    rows: list[dict[str, Any]] = []
+    for variant in plan.variants:
+        for criterion in plan.criteria:
+            here = [cell for cell in cells if (cell.variant, cell.criterion) == (variant, criterion)]
+            measured = np.array([[m.kept for m in cell.measured] for cell in here], dtype=np.float64)
+            whole_measured = _whole_cache(manifest, split, fused_layers, measured.mean(axis=0))
+            for name in plan.predictors:
+                kept = np.stack([cell.predicted[name].kept for cell in here]).mean(axis=0)
+                whole_predicted = _whole_cache(manifest, split, fused_layers, kept)
+                for cell in here:
+                    prediction = cell.predicted[name]
+                    rows += [
+                        {
+                            "model": manifest.model,
+                            "workload": manifest.workload,
+                            "layer": cell.layer,
+                            "mode": "bff",
+                            "variant": variant,
+                            "criterion": criterion,
+                            "threshold": m.threshold,
+                            "predictor": name,
+                            "backend": runtime.backend,
+                            "device": runtime.device_name,
+                            "interpreted": runtime.interpreted,
+                            "requests": len(split.held_out),
+                            "blocks": m.candidates,
+                            "kept_measured": m.kept,
+                            "kept_predicted": float(prediction.kept[index]),
+                            "compression_measured": m.compression,
+                            "compression_predicted": float(prediction.compression[index]),
+                            "k_error_measured": m.k_error,
+                            "k_error_predicted": float(prediction.k_error[index]),
+                            "v_error_measured": m.v_error,
+                            "v_error_predicted": float(prediction.v_error[index]),
+                            "cache_compression_measured": float(whole_measured[index]),
+                            "cache_compression_predicted": float(whole_predicted[index]),
+                        }
+                        for index, m in enumerate(cell.measured)
+                    ]
+    return rows
+
+
+def _whole_cache(manifest: Manifest, split: Split, fused_layers: int, kept: FloatArray) -> FloatArray:
+    lengths = np.array(manifest.lengths)[list(split.held_out)]
+    size = manifest.block_size
+    shape = CacheShape(
+        layers=manifest.model_layers,
+        fused_layers=fused_layers,
+        blocks=int((lengths // size).sum()),
+        block_scalars=manifest.block_dim,
+        scalar_bits=8.0 * DTYPES[manifest.dtype].itemsize,
+        partial_scalars=int((lengths % size > 0).sum()) * manifest.block_dim,
+    )
+    return cache_rate(shape, kept).compression
+
+
+def _layers_of(manifest: Manifest, plan: Plan) -> tuple[int, ...]:
+    if plan.layers is None:
+        return default_layers(manifest)
+    for layer in plan.layers:
+        if layer not in manifest.layers:
+            raise InputError(
+                "layers",
+                layer,
+                f"is not in the capture of {manifest.workload!r}; it holds {list(manifest.layers)}",
+            )
+    return plan.layers
+
+
+def _check_captures(captures: Sequence[Capture]) -> None:
+    if not captures:
+        raise InputError("captures", [], "name at least one capture")
+    first = captures[0].manifest
+    seen: dict[str, Capture] = {}
+    for capture in captures:
+        manifest = capture.manifest
+        if manifest.workload == ALL:
+            raise InputError(
+                "workload", ALL, "is the name of the summary over all workloads; capture under another name"
+            )
+        if manifest.workload in seen:
+            raise InputError(
+                "captures",
+                str(capture.folder),
+                f"is of workload {manifest.workload!r} like {seen[manifest.workload].folder}; "
+                "name one per workload",
+            )
+        seen[manifest.workload] = capture
+        if (manifest.model, manifest.weights_hash) != (first.model, first.weights_hash):
+            raise InputError(
+                "captures",
+                str(capture.folder),
+                f"is of model {manifest.model!r} with weights {manifest.weights_hash[:12] or 'unknown'}, "
+                f"{captures[0].folder} of {first.model!r} with {first.weights_hash[:12] or 'unknown'}; "
+                "compare one model at a time",
+            )
+
+
+def _describe(manifest: Manifest, split: Split) -> dict[str, Any]:
+    return {
+        "workload": manifest.workload,
+        "model": manifest.model,
+        "weights_hash": manifest.weights_hash,
+        "dtype": manifest.dtype,
+        "model_layers": manifest.model_layers,
+        "workload_seed": manifest.seed,
+        "calibration": list(split.calibration),
+        "held_out": list(split.held_out),
+    }
