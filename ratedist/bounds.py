@@ -40,9 +40,9 @@ def spherical_code_bound(similarity: ArrayLike, dim: float) -> FloatArray:
 def spherical_code_limit(similarity: ArrayLike) -> FloatArray:
     """Limit of ``spherical_code_bound`` in high dimension: −½·log2(1 − s²) for s > 0, and 0 below.
 
-    The bound reaches it from above once dim is large for the given s; in few dimensions and near s = 1 it lies
-    below. The error of the projection rule is 1 − s², so this is ½·log2(1/e²), Shannon's rate of a Gaussian source
-    (tests/ratedist/test_bounds.py::test_limit_is_reached_from_above).
+    The bound reaches it from above once dim is large for the given s; in few dimensions and near s = 1
+    it lies below. The error of the projection rule is 1 − s², so this is ½·log2(1/e²), Shannon's rate of a
+    Gaussian source (tests/ratedist/test_bounds.py::test_limit_is_reached_from_above).
     """
     s = as_numbers("similarity", similarity, low=-1.0, high=1.0)
     positive = np.maximum(s, 0.0)

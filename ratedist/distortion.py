@@ -216,7 +216,7 @@ def best_match_expectation(
         law: law of the score of a random pair.
         representatives: N, any shape broadcast with ``thresholds``; at least 0.
         thresholds: τ, within [-1, 1].
-        function: f, smooth, evaluated on arrays.
+        function: f, evaluated on arrays; smooth below 1, free to jump at 1, where exact duplicates are.
 
     Returns:
         The mean, of the broadcast shape; NaN where nothing can be absorbed (N = 0 or F̄(τ) = 0).
@@ -239,6 +239,10 @@ def best_match_expectation(
     # width·f′(s) comes out of the matrix at once, so empty panels need no division by their width.
     slope_times_width = function(s) @ derivative.T
     integral = (slope_times_width * exceeding * weights).sum(axis=(1, 2))
+    if law.atom > 0:
+        # f may jump at 1, where exact duplicates sit: the step from where the integral of f′ ends to f(1).
+        end = function(tau) + (slope_times_width * weights).sum(axis=(1, 2))
+        integral += (function(np.ones_like(tau)) - end) * -np.expm1(-count * law.atom)
     absorbed = _exceedance(law, count, tau)
     mean = np.full(tau.shape, np.nan)
     np.divide(integral, absorbed, out=mean, where=absorbed > 0)
@@ -275,13 +279,13 @@ def absorbed_error2(
 
 
 class ConditionalScore(Protocol):
-    """Law of a second score given the first, S_V given S_K = s, as far as the mean error asks for it."""
+    """Law of the values' score S_V given the keys' score S_K; ``ratedist.similarity.Joint`` is one."""
 
-    def conditional_mean(self, s: ArrayLike) -> FloatArray:
-        """E[S_V | S_K = s], of the shape of ``s``."""
+    def expect_values(self, g: Callable[[FloatArray], ArrayLike], given: ArrayLike) -> FloatArray:
+        """E[g(S_V) | S_K = given], elementwise."""
 
-    def conditional_var(self, s: ArrayLike) -> FloatArray:
-        """Var[S_V | S_K = s], of the shape of ``s``; only the projection rule asks for it."""
+    def values_sf(self, threshold: ArrayLike, given: ArrayLike) -> FloatArray:
+        """P(S_V > threshold | S_K = given), elementwise after broadcasting."""
 
 
 def value_error2(
@@ -295,37 +299,35 @@ def value_error2(
 ) -> FloatArray:
     """Mean e² of the values of a block that was absorbed by its best match on the keys.
 
-    The match is chosen by S_K alone, so given S_K = s the values of the pair follow the conditional law, and
-    only its first two moments enter: own norm 2 − 2E[S_V | s], raw 1 + E[ρ²] − 2E[ρ]·E[S_V | s], projection
-    1 − E[S_V | s]² − Var[S_V | s]
+    The match is chosen by S_K alone, so given S_K = s the values' score follows its conditional law: the mean
+    over the best-match law of E[e²(S_V) | S_K = s]
     (tests/ratedist/test_distortion.py::test_value_error_against_simulated_pairs).
 
     Args:
-        law: law of S_K, which decides the match.
+        law: law of S_K, which decides the match (``Joint.marginal_keys()``).
         representatives: N, broadcast with ``thresholds``.
         thresholds: τ on S_K.
-        values: conditional law of S_V given S_K, or a function s -> E[S_V | S_K = s] (then S_V is taken as
-            that value exactly).
+        values: conditional law of S_V given S_K, or a function s -> E[S_V | S_K = s]: own norm and raw are
+            linear in S_V and need no more.
         rule: one of ``SCALE_RULES``, applied to the values' own norms.
         norm_ratio: ratio of the values' norms, for ``raw``.
+
+    Raises:
+        InputError: arguments outside their domain; ``projection`` with a function, which lacks E[S_V²].
     """
     _check_rule(rule)
-    if callable(values):
-        mean_of: Callable[[FloatArray], FloatArray] = values
-        variance_of: Callable[[FloatArray], FloatArray] = np.zeros_like
-    else:
-        mean_of, variance_of = values.conditional_mean, values.conditional_var
-    ratio, ratio_squared = _moments_of_ratio(norm_ratio)
 
-    def mean_error(s: FloatArray) -> FloatArray:
-        expected = mean_of(s)
-        if rule == "raw":
-            return 1.0 + ratio_squared - 2.0 * ratio * expected
-        if rule == "own-norm":
-            return 2.0 - 2.0 * expected
-        return 1.0 - expected**2 - variance_of(s)
+    def error_of(scores: FloatArray) -> FloatArray:
+        return error2(scores, rule, norm_ratio=norm_ratio)
 
-    return best_match_expectation(law, representatives, thresholds, mean_error)
+    if not callable(values):
+        return best_match_expectation(
+            law, representatives, thresholds, lambda s: values.expect_values(error_of, s)
+        )
+    if rule == "projection":
+        raise InputError("rule", rule, "needs E[S_V²] too; give the conditional law in place of a function")
+    conditional_mean = values
+    return best_match_expectation(law, representatives, thresholds, lambda s: error_of(conditional_mean(s)))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -335,12 +337,15 @@ def value_error2(
 class ErrorLaw:
     """Distribution of e² of an absorbed block, given the law of its best match.
 
+    Of its keys, or with ``values`` of its values, whose score given the keys' follows a conditional law.
+
     Args:
         law: law of the score of a random pair.
         representatives: N, a number above 0.
         threshold: τ; something must be able to exceed it.
         rule: one of ``SCALE_RULES``.
         norm_ratio: ρ for ``raw``: a number, or a sample of ratios of shape (n,), independent of the match.
+        values: conditional law of S_V given S_K, for the error of the values.
 
     Raises:
         InputError: arguments outside their domain, or a threshold that nothing exceeds.
@@ -354,9 +359,11 @@ class ErrorLaw:
         rule: str = "own-norm",
         *,
         norm_ratio: ArrayLike = 1.0,
+        values: ConditionalScore | None = None,
     ) -> None:
         _check_rule(rule)
         self.law = law
+        self.values = values
         self.representatives = float(as_numbers("representatives", representatives, low=0.0, low_open=True))
         self.threshold = float(as_numbers("threshold", threshold, low=-1.0, high=1.0))
         self.rule = rule
@@ -370,7 +377,8 @@ class ErrorLaw:
     @property
     def support(self) -> tuple[float, float]:
         """Smallest and largest e² an absorbed block can have."""
-        ends = np.array([self.threshold, 1.0] + ([0.0] if self.threshold < 0 else []))
+        lowest = self.threshold if self.values is None else -1.0
+        ends = np.array([lowest, 1.0] + ([0.0] if lowest < 0 else []))
         if self.rule == "raw":
             errors = np.concatenate([error2(ends, "raw", norm_ratio=ratio) for ratio in self._ratios])
         else:
@@ -378,15 +386,36 @@ class ErrorLaw:
         return float(errors.min()), float(errors.max())
 
     def _at_least(self, s: FloatArray) -> FloatArray:
-        """P(M >= s and M > τ); the atom of the law sits at s = 1."""
+        """P(score >= s | absorbed), where the score is that of the best match or of its values."""
+        if self.values is not None:
+            return self._values_at_least(s)
         inside = _exceedance(self.law, np.asarray(self.representatives), np.clip(s, self.threshold, 1.0))
         at_one = -np.expm1(-self.representatives * self.law.atom)
-        return np.where(s > 1.0, 0.0, np.where(s == 1.0, at_one, inside))
+        return np.where(s > 1.0, 0.0, np.where(s == 1.0, at_one, inside)) / self._absorbed
+
+    def _values_at_least(self, s: FloatArray) -> FloatArray:
+        conditional = self.values
+        assert conditional is not None
+        # Scores are strict elsewhere: just below s is at least s.
+        below = np.nextafter(np.clip(s, -1.0, 1.0), -np.inf)
+        shares = [
+            float(
+                best_match_expectation(
+                    self.law,
+                    self.representatives,
+                    self.threshold,
+                    lambda given, level=level: conditional.values_sf(level, given),
+                )
+            )
+            for level in below.flat
+        ]
+        return np.where(s > 1.0, 0.0, np.where(s <= -1.0, 1.0, np.reshape(shares, s.shape)))
 
     def cdf(self, error_squared: ArrayLike) -> FloatArray:
         """P(e² <= x | absorbed), of the shape of ``error_squared``.
 
-        Test: tests/ratedist/test_distortion.py::test_error_law_against_simulated_matches.
+        Tests: tests/ratedist/test_distortion.py::test_error_law_against_simulated_matches and
+        ::test_value_error_law_against_simulated_pairs.
         """
         x = as_numbers("error_squared", error_squared)
         if self.rule == "raw":
@@ -397,16 +426,14 @@ class ErrorLaw:
         else:
             root = np.sqrt(np.maximum(1.0 - x, 0.0))
             total = self._at_least(root)
-            if self.threshold < 0:  # a strongly negative match projects well too
-                low = self._absorbed - _exceedance(
-                    self.law, np.asarray(self.representatives), np.clip(-root, self.threshold, 1.0)
-                )
-                total = np.where(root > 0, total + low, self._absorbed)
+            if self.threshold < 0 or self.values is not None:  # a strongly negative score projects well too
+                negative = 1.0 - self._at_least(np.nextafter(-root, np.inf))
+                total = np.where(root > 0, total + negative, 1.0)
             total = np.where(x < 0, 0.0, total)
-        return np.clip(total / self._absorbed, 0.0, 1.0)
+        return np.clip(total, 0.0, 1.0)
 
     def ppf(self, q: ArrayLike) -> FloatArray:
-        """Quantile: the smallest e² with cdf at least q, to 2e-12 of the width of the support."""
+        """Quantile: the smallest e² with cdf at least q, to 1e-12 of the width of the support."""
         q = as_numbers("q", q, low=0.0, high=1.0)
         smallest, largest = self.support
         low, high = np.full(q.shape, smallest), np.full(q.shape, largest)
@@ -426,13 +453,21 @@ class ErrorLaw:
         return self._moment(2) - self._moment(1) ** 2
 
     def _moment(self, power: int) -> float:
-        def function(s: FloatArray) -> FloatArray:
+        def of_score(s: FloatArray) -> FloatArray:
             if self.rule != "raw":
                 return error2(s, self.rule) ** power
-            # A quadratic in s whose coefficients are moments of ρ: no sum over the sample per node.
+            # A polynomial in s whose coefficients are moments of ρ: no sum over the sample per node.
             a, b = 1.0 + self._ratios**2, -2.0 * self._ratios
             if power == 1:
                 return a.mean() + b.mean() * s
             return (a**2).mean() + 2 * (a * b).mean() * s + (b**2).mean() * s**2
+
+        conditional = self.values
+        if conditional is None:
+            function: Callable[[FloatArray], FloatArray] = of_score
+        else:
+
+            def function(s: FloatArray) -> FloatArray:
+                return conditional.expect_values(of_score, s)
 
         return float(best_match_expectation(self.law, self.representatives, self.threshold, function))

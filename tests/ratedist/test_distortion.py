@@ -21,7 +21,7 @@ from ratedist.distortion import (
     value_error2,
 )
 from ratedist.errors import InputError
-from ratedist.similarity import Gaussian, SimilarityLaw, Spherical
+from ratedist.similarity import Gaussian, Joint, SimilarityLaw, Spherical
 
 FloatArray = NDArray[np.float64]
 LAW = Spherical(24)
@@ -187,35 +187,61 @@ def test_broadcasting_and_nothing_absorbed() -> None:
     assert np.isnan(absorbed_error2(LAW, 5.0, 1.0))
 
 
-class LinearValues:
-    """S_V = a + b·S_K + noise of a given variance: an example of a conditional law."""
+JOINT = Joint(Spherical(24), Gaussian(0.2, 0.1), correlation=0.6)
+DUPLICATED = Joint(Spherical(24), Gaussian(0.2, 0.1), correlation=0.6, duplicates=0.01)
 
-    slope, offset, noise = 0.7, 0.1, 0.05
 
-    def conditional_mean(self, s: FloatArray) -> FloatArray:
-        return self.offset + self.slope * np.asarray(s)
+def simulated_values(joint: Joint, representatives: float, threshold: float, size: int) -> FloatArray:
+    """S_V of the pair that is best on the keys, by brute force over pairs."""
+    rng = np.random.default_rng(21)
+    counts = rng.poisson(representatives, size)
+    keys, values = joint.rvs(int(counts.sum()), rng)
+    block = np.repeat(np.arange(size), counts)
+    order = np.lexsort((keys, block))
+    last = order[np.append(np.diff(block[order]) > 0, True)]
+    return values[last][keys[last] > threshold]
 
-    def conditional_var(self, s: FloatArray) -> FloatArray:
-        return np.full_like(np.asarray(s), self.noise**2)
+
+@pytest.mark.parametrize("joint", [JOINT, DUPLICATED], ids=["no duplicates", "duplicates"])
+@pytest.mark.parametrize("rule", SCALE_RULES)
+def test_value_error_against_simulated_pairs(rule: str, joint: Joint) -> None:
+    """value_error2: simulate pairs, choose by the keys, and measure the values."""
+    sample = error2(simulated_values(joint, 30, 0.3, 12_000), rule, norm_ratio=0.8)
+    law = joint.marginal_keys()
+    expected = float(value_error2(law, 30, 0.3, joint, rule, norm_ratio=0.8))
+    assert abs(z_score(sample, expected)) < 4
+    if rule != "projection":
+
+        def mean_value(s: FloatArray) -> FloatArray:
+            return joint.expect_values(lambda v: v, s)
+
+        by_function = value_error2(law, 30, 0.3, mean_value, rule, norm_ratio=0.8)
+        assert by_function == pytest.approx(expected, rel=1e-9)
+    error_law = ErrorLaw(law, 30, 0.3, rule, norm_ratio=0.8, values=joint)
+    assert error_law.mean() == pytest.approx(expected, rel=1e-9)
+    assert abs(z_score((sample - sample.mean()) ** 2, error_law.var())) < 4
 
 
 @pytest.mark.parametrize("rule", SCALE_RULES)
-def test_value_error_against_simulated_pairs(rule: str) -> None:
-    """value_error2: draw the match on the keys, then the values' score given it."""
-    values = LinearValues()
-    keys = simulated_matches(LAW, 40, 0.3, 40_000, 8)
-    noise = np.random.default_rng(9).normal(0, values.noise, keys.size)
-    scores = values.conditional_mean(keys) + noise
-    sample = error2(scores, rule, norm_ratio=0.8)
-    expected = float(value_error2(LAW, 40, 0.3, values, rule, norm_ratio=0.8))
-    assert abs(z_score(sample, expected)) < 4
-    if rule != "projection":
-        by_function = value_error2(LAW, 40, 0.3, values.conditional_mean, rule, norm_ratio=0.8)
-        assert by_function == pytest.approx(expected, rel=1e-12)
+def test_value_error_law_against_simulated_pairs(rule: str) -> None:
+    """ErrorLaw with values: its cdf at the sample's quantiles, and its atom at exact duplicates."""
+    scores = simulated_values(DUPLICATED, 30, 0.3, 12_000)
+    sample = error2(scores, rule)
+    law = ErrorLaw(DUPLICATED.marginal_keys(), 30, 0.3, rule, values=DUPLICATED)
+    for level in (0.3, 0.5, 0.9):
+        x = np.quantile(sample, level)
+        share = np.mean(sample <= x)
+        assert abs(law.cdf(x) - share) < 4 * np.sqrt(share * (1 - share) / sample.size)
+    share = np.mean(scores == 1.0)
+    assert share > 0.1
+    assert abs(law.cdf(0.0) - share) < 4 * np.sqrt(share * (1 - share) / sample.size)
+    assert law.ppf(0.05) == 0.0
+    assert law.cdf(law.ppf(0.6)) == pytest.approx(0.6, rel=1e-6)
+    assert (law.cdf(-0.1), law.cdf(4.0)) == (0.0, pytest.approx(1.0))
 
 
 def test_values_that_follow_the_keys_have_the_keys_error() -> None:
-    for rule in SCALE_RULES:
+    for rule in ("raw", "own-norm"):
         assert value_error2(LAW, 30, 0.2, lambda s: s, rule) == pytest.approx(
             float(absorbed_error2(LAW, 30, 0.2, rule)), rel=1e-12
         )
@@ -277,6 +303,10 @@ def test_error_law_has_the_atom_of_its_law() -> None:
         (lambda: absorbed_error2(LAW, 1.0, 2.0), r"thresholds = 2\.0: .* lie in \[-1, 1\]"),
         (lambda: absorbed_error2(LAW, 1.0, 0.5, "none"), r"rule = 'none': must be one of"),
         (lambda: value_error2(LAW, 1.0, 0.5, lambda s: s, "none"), r"rule = 'none': must be one of"),
+        (
+            lambda: value_error2(LAW, 1.0, 0.5, lambda s: s, "projection"),
+            r"rule = 'projection': needs E\[S_V²\]",
+        ),
         (lambda: ErrorLaw(LAW, 0.0, 0.5), r"representatives = 0\.0: must be finite and above 0"),
         (lambda: ErrorLaw(LAW, 5.0, 1.0), r"threshold = 1\.0: no pair exceeds it under Spherical"),
         (lambda: ErrorLaw(LAW, 5.0, 0.5, norm_ratio=[]), r"norm_ratio = 'an empty sample'"),
