@@ -144,7 +144,7 @@ class SimilarityLaw(ABC):
         return f"{type(self).__name__}({described})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
         return hash((type(self), repr(self)))

@@ -133,10 +133,10 @@ class Empirical(SimilarityLaw):
             )
         index = tail.size / float(np.sum(np.log((1 - threshold) / (1 - tail))))
         deepest = max(tail.size / below.size, 1e-9)
-        fine = (
-            np.geomspace(0.5, deepest, max(2, int(40 * math.log10(0.5 / deepest)))) if deepest < 0.5 else []
-        )
-        levels = np.unique(np.concatenate([np.linspace(0, 1, min(knots, below.size)), 1 - np.asarray(fine)]))
+        fine = np.empty(0)
+        if deepest < 0.5:
+            fine = np.geomspace(0.5, deepest, max(2, int(40 * math.log10(0.5 / deepest))))
+        levels = np.unique(np.concatenate([np.linspace(0, 1, min(knots, below.size)), 1 - fine]))
         body = PiecewiseLinear.through(below, levels)
         law = cls(body.values, body.levels, tail.size / size, index)
         return Fit(law, {"tail_index": index / math.sqrt(tail.size)}, size)

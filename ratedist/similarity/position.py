@@ -172,8 +172,8 @@ class PositionMarked:
         another, for n pairs of requests; (i, j) and (j, i) are pooled, as the order of the requests means
         nothing. ``by`` is "pair" (a law per {i, j}) or "difference" (a law per |i − j|). Exact duplicates are
         set apart in each cell (its law then is a mixture). A cell whose remaining scores are too few or
-        constant takes its continuous part from all cells of the same difference, or else from all cells; its share of
-        duplicates stays its own. Standard errors are named "laws.k.parameter", k as in ``laws``.
+        constant takes its continuous part from all cells of the same difference, or else from all cells; its
+        share of duplicates stays its own. Standard errors are named "laws.k.parameter", k as in ``laws``.
         Test: tests/ratedist/similarity/test_position.py::test_fit_recovers_the_laws.
 
         Raises InputError where ``sample`` has another shape, holds NaN or infinity, ``by`` is unknown, or all

@@ -71,7 +71,8 @@ class Spherical(SimilarityLaw):
         far = s[~usable]
         ratio[~usable] = 0.5 * far / self._half * math.exp(self._log_density_at_zero)
         ratio[~usable] *= _beta_fraction(self._half, (1 - far) * (1 + far))
-        return np.polynomial.chebyshev.chebfit(nodes, ratio * (1 + s * math.sqrt(self.dim)), _TERMS - 1)
+        scaled = ratio * (1 + s * math.sqrt(self.dim))
+        return np.asarray(np.polynomial.chebyshev.chebfit(nodes, scaled, _TERMS - 1), dtype=np.float64)
 
     def _ratio(self, s: FloatArray) -> FloatArray:
         bent = s * (1 + self._bend) / (s + self._bend)

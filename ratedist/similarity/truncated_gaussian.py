@@ -115,7 +115,7 @@ class TruncatedGaussian(SimilarityLaw):
         covariance = np.eye(2)
         for _ in range(100):
             law = cls(centre - 0.5 * natural[0] / natural[1], math.sqrt(-0.5 / natural[1]))
-            moments = np.array([law.expect(lambda s, k=k: (s - centre) ** k) for k in range(1, 5)])
+            moments = np.array([_moment(law, centre, power) for power in range(1, 5)])
             covariance = np.array(
                 [
                     [moments[1] - moments[0] ** 2, moments[2] - moments[0] * moments[1]],
@@ -151,6 +151,10 @@ class TruncatedGaussian(SimilarityLaw):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         return cls(data["mean"], data["std"])
+
+
+def _moment(law: SimilarityLaw, centre: float, power: int) -> float:
+    return law.expect(lambda s: (s - centre) ** power)
 
 
 def _log_interval(a: FloatArray, b: FloatArray) -> FloatArray:
