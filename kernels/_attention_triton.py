@@ -164,13 +164,14 @@ def _specialisation(dtype: torch.dtype, block_d: int) -> Specialisation:
             "UPCAST": False,
             "NORMALISE": dtype == torch.float16,
             "BLOCK_G": _BLOCK_G,
-            # 16 KiB of keys and as much of values per tile.
-            "BLOCK_N": 16384 // (block_d * dtype.itemsize),
+            # 8 KiB of keys and as much of values per tile, and no fewer tokens than a product takes.
+            "BLOCK_N": max(16, 8192 // (block_d * dtype.itemsize)),
             "BLOCK_D": block_d,
         },
         has_product=True,
         num_warps=4,
-        num_stages=2,
+        # Three fetch the table one tile ahead of the keys and values; float32 has no registers left for it.
+        num_stages=2 if dtype == torch.float32 else 3,
     )
 
 

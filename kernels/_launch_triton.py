@@ -14,7 +14,7 @@ tells the compiler as much, whatever the number is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ POOL_ALIGNMENT = 16
 """Bytes that a compiled kernel loads from a pool at once."""
 
 UNIT = 8
-"""Elements in which the strides and extents of an aligned pool are counted: at least 16 bytes of any dtype."""
+"""Elements in which strides and extents of an aligned pool are counted: 16 bytes of the smallest dtype."""
 
 _POINTEES = {
     **DTYPES,
@@ -76,7 +76,16 @@ class Specialisation:
     has_product: bool
     num_warps: int = 4
     num_stages: int = 2
-    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """Options of the compiler."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            # Multiply-adds round once. Said outright, as the default differs between versions.
+            "enable_fp_fusion": True,
+        }
 
     def with_constexprs(self, **changes: int | bool) -> Specialisation:
         """The same with other constexprs; the interpreter is served with larger tiles this way."""

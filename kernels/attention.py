@@ -66,7 +66,7 @@ def paged_decode_attention(
             "q", tuple(q.shape), f"must hold one row for each of {layer.table.requests} requests"
         )
     if head_dim == 0 or q.shape[2] != head_dim:
-        raise InputError("q", tuple(q.shape), f"must have the head_dim of the cache, {head_dim}, at least 1")
+        raise InputError("q", tuple(q.shape), f"must have the cache's head_dim, {head_dim}, at least 1")
     if kv_heads == 0 or q.shape[1] == 0 or q.shape[1] % kv_heads:
         raise InputError(
             "q", tuple(q.shape), f"query_heads must be a positive multiple of {kv_heads} KV heads"
@@ -98,7 +98,7 @@ def paged_decode_attention(
 def decode_reference(
     q: Tensor, layer: PagedLayer | FusedLayer, softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The definition, request by request and head by head in float32; as ``paged_decode_attention``, unchecked."""
+    """The definition in float32, request by request and head by head; see ``paged_decode_attention``."""
     block_size, kv_heads = layer.k.shape[1:3]
     group = q.shape[1] // kv_heads
     out = torch.zeros_like(q)
@@ -157,7 +157,7 @@ def _decode_vectorised(
 
 
 def _restore(layer: PagedLayer | FusedLayer, which: str, part: slice, blocks: int, exists: Tensor) -> Tensor:
-    """(requests, kv_heads, tokens, head_dim) float32 keys or values as a reader sees them, 0 beyond the end."""
+    """(requests, kv_heads, tokens, head_dim) float32 keys or values as they are read, 0 beyond the end."""
     pool: Tensor = getattr(layer, which)
     # Entries beyond the end name no block; what is read for them is overwritten below.
     entries = layer.table.entries[part, :blocks].clamp(min=0).long()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import ratedist
+from ratedist.cli import kernels
 
 __all__ = ["app"]
 
@@ -33,3 +34,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+app.command("kernels")(kernels.kernels)
