@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 import ratedist
-from ratedist.cli import kernels
+from ratedist.cli import bench, kernels, validate
+from ratedist.cli.variadic import ManyValuesCommand
 
 __all__ = ["app"]
 
@@ -37,3 +38,5 @@ def _options(
 
 
 app.command("kernels")(kernels.kernels)
+app.command("validate", cls=ManyValuesCommand)(validate.validate)
+app.add_typer(bench.app)
