@@ -147,7 +147,7 @@ def _points(ax: Axes, rows: Sequence[Row], field: str, index: int) -> None:
     there = [row for row in rows if row.get(field) is not None]
     if not there:
         return
-    look = {**MEASURED, "color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+    look: dict[str, Any] = {**MEASURED, "color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
     ax.errorbar(
         [row["threshold"] for row in there],
         [row[field] for row in there],

@@ -398,17 +398,18 @@ class ErrorLaw:
         assert conditional is not None
         # Scores are strict elsewhere: just below s is at least s.
         below = np.nextafter(np.clip(s, -1.0, 1.0), -np.inf)
-        shares = [
-            float(
+
+        def share_above(level: float) -> float:
+            return float(
                 best_match_expectation(
                     self.law,
                     self.representatives,
                     self.threshold,
-                    lambda given, level=level: conditional.values_sf(level, given),
+                    lambda given: conditional.values_sf(level, given),
                 )
             )
-            for level in below.flat
-        ]
+
+        shares = [share_above(float(level)) for level in below.flat]
         return np.where(s > 1.0, 0.0, np.where(s <= -1.0, 1.0, np.reshape(shares, s.shape)))
 
     def cdf(self, error_squared: ArrayLike) -> FloatArray:
