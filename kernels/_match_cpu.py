@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratedist.kernels.chunks import blocks_per_chunk
+
 __all__ = ["best_match", "block_norms", "gather_blocks", "tile_shape"]
 
 _WORKING_SHARE = 0.09
@@ -15,7 +17,6 @@ _WORKING_SHARE = 0.09
 
 _LARGEST_TILE = (1024, 256)
 _SMALLEST_TILE = (16, 16)
-_CHUNK_BYTES = 1 << 20
 
 
 def block_norms(pool: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def block_norms(pool: Tensor) -> Tensor:
     if pool.dtype == torch.float32 and _flat(pool) is not None:
         return torch.linalg.vector_norm(pool, dim=(1, 2, 3))
     norm = torch.empty(pool.shape[0], dtype=torch.float32, device=pool.device)
-    step = max(1, _CHUNK_BYTES // max(1, 4 * pool[:1].numel()))
+    step = blocks_per_chunk(pool)
     for start in range(0, pool.shape[0], step):
         chunk = pool[start : start + step].float().flatten(1)
         torch.linalg.vector_norm(chunk, dim=1, out=norm[start : start + step])
@@ -54,7 +55,7 @@ def best_match(
     if len(rows) == 0 or len(cols) == 0:
         return score, position
 
-    pools = [(k, _inverse(k_norm)), (v, _inverse(v_norm))][: 2 if criterion == "both" else 1]
+    pools = [(k, k_norm), (v, v_norm)][: 2 if criterion == "both" else 1]
     tile_rows, tile_cols = tile_shape(k, criterion)
     tile_rows, tile_cols = min(tile_rows, len(rows)), min(tile_cols, len(cols))
     row_buffers = [_TileBuffer(pool, tile_rows) for pool, _ in pools]
@@ -64,26 +65,43 @@ def best_match(
     for row_start in range(0, len(rows), tile_rows):
         row_ids = rows[row_start : row_start + tile_rows]
         row_tiles = [buffer.load(row_ids) for buffer in row_buffers]
-        row_inverse = [inverse[row_ids, None] for _, inverse in pools]
+        row_inverse = [_inverse(norm, row_ids) for _, norm in pools]
         best = score[row_start : row_start + tile_rows]
         best_position = position[row_start : row_start + tile_rows]
         for col_start in range(0, len(cols), tile_cols):
             col_ids = cols[col_start : col_start + tile_cols]
-            similarity: Tensor | None = None
-            for part, (_, inverse) in enumerate(pools):
+            tiles = []
+            for part, (_, norm) in enumerate(pools):
                 product = products[part][: len(row_ids) * len(col_ids)].view(len(row_ids), len(col_ids))
                 torch.mm(row_tiles[part], col_buffers[part].load(col_ids).T, out=product)
-                product.mul_(row_inverse[part]).mul_(inverse[col_ids])
-                similarity = (
-                    product if similarity is None else torch.minimum(similarity, product, out=similarity)
-                )
-            assert similarity is not None
-            # Clipped before the maximum: two similarities that rounding put above 1 are a tie.
-            tile_best, tile_position = similarity.clamp_(max=1.0).max(dim=1)
+                tiles.append(product.mul_(_inverse(norm, col_ids)))
+            tile_best, tile_position = _row_best(tiles, row_inverse)
             better = tile_best > best
             torch.where(better, tile_best, best, out=best)
             torch.where(better, tile_position.add_(col_start), best_position, out=best_position)
     return score, position
+
+
+def _row_best(tiles: list[Tensor], row_inverse: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Best score and its lowest position in every row of a tile, which is overwritten.
+
+    Args:
+        tiles: products of keys, and of values if they count, divided by the norms of the columns.
+        row_inverse: one over the norms of the rows, for each of ``tiles``.
+    """
+    if len(tiles) == 2:
+        for tile, inverse in zip(tiles, row_inverse, strict=True):
+            tile.mul_(inverse[:, None])
+        return torch.minimum(tiles[0], tiles[1], out=tiles[0]).clamp_(max=1.0).max(dim=1)
+    # One positive factor per row does not move its maximum, so it is applied to the maximum alone.
+    best, position = tiles[0].max(dim=1)
+    best.mul_(row_inverse[0])
+    # Similarities that rounding put above 1 are a tie, and the lowest position wins.
+    above = torch.nonzero(best > 1).flatten()
+    if len(above):
+        clipped = tiles[0][above].mul_(row_inverse[0][above, None]).clamp_(max=1.0)
+        best[above], position[above] = clipped.max(dim=1)
+    return best, position
 
 
 def tile_shape(pool: Tensor, criterion: str) -> tuple[int, int]:
@@ -102,9 +120,10 @@ def tile_shape(pool: Tensor, criterion: str) -> tuple[int, int]:
     return rows, cols
 
 
-def _inverse(norm: Tensor) -> Tensor:
-    """1 / norm, and 0 for norm 0: a block without direction has similarity 0 to anything."""
-    return torch.where(norm > 0, norm.reciprocal(), 0.0)
+def _inverse(norm: Tensor, ids: Tensor) -> Tensor:
+    """1 / norm of the blocks ``ids``, 0 for norm 0: a block without direction is similar to nothing."""
+    inverse = norm.index_select(0, ids).reciprocal_()
+    return inverse.masked_fill_(inverse == torch.inf, 0.0)
 
 
 def _flat(pool: Tensor) -> Tensor | None:
@@ -135,11 +154,12 @@ class _TileBuffer:
         if self._flat is not None and self._flat.dtype == torch.float32:
             return torch.index_select(self._flat, 0, ids, out=tile)
         # Converted a few blocks at a time, so that the copy in the pool's dtype stays small.
-        step = max(1, _CHUNK_BYTES // max(1, self._pool[:1].numel() * self._pool.element_size()))
+        step = blocks_per_chunk(self._pool)
         for start in range(0, len(ids), step):
-            tile[start : start + step].copy_(self._pool[ids[start : start + step]].flatten(1))
+            tile[start : start + step].copy_(self._pool.index_select(0, ids[start : start + step]).flatten(1))
         return tile
 
 
 def _consecutive(ids: Tensor) -> bool:
-    return int(ids[-1] - ids[0]) == len(ids) - 1 and bool((ids.diff() == 1).all())
+    # The ends settle most cases without a look at the rest.
+    return int(ids[-1]) - int(ids[0]) == len(ids) - 1 and bool((ids.diff() == 1).all())

@@ -167,17 +167,19 @@ def _leader(units: list[Tensor], match: Match, limit: float, absorber: Tensor, s
         if high - low == 1:
             unit = units[low]
             absorbed = best[unit] > limit
-            absorber[unit[absorbed]] = target[unit[absorbed]]
-            score[unit[absorbed]] = best[unit[absorbed]]
+            leaving = unit[absorbed]
+            absorber[leaving] = target[leaving]
+            score[leaving] = best[leaving]
             return unit[~absorbed]
         middle = low + _left_share(high - low)
         left = settle(low, middle)
         rows = torch.cat(units[middle:high])
         found, position = match(rows, left)
         # Only a higher score replaces: what was found before has lower logical indices.
-        better = found > best[rows]
-        best[rows[better]] = found[better]
-        target[rows[better]] = left[position[better]]
+        better = torch.nonzero(found > best[rows]).flatten()
+        improved = rows[better]
+        best[improved] = found[better]
+        target[improved] = left[position[better]]
         return torch.cat((left, settle(middle, high)))
 
     settle(0, len(units))
@@ -196,8 +198,9 @@ def _tree(units: list[Tensor], match: Match, limit: float, absorber: Tensor, sco
         left, right = merge(low, middle), merge(middle, high)
         found, position = match(right, left)
         absorbed = found > limit
-        absorber[right[absorbed]] = left[position[absorbed]]
-        score[right[absorbed]] = found[absorbed]
+        leaving = right[absorbed]
+        absorber[leaving] = left[position[absorbed]]
+        score[leaving] = found[absorbed]
         return torch.cat((left, right[~absorbed]))
 
     merge(0, len(units))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ratedist.kernels.candidates import Candidates
+from ratedist.kernels.chunks import blocks_per_chunk
 
 __all__ = ["byte_classes", "first_equal"]
 
-_SAMPLED = 8
-_CHUNK_BYTES = 1 << 20
+_SAMPLED = 4
 _INTEGERS = {4: torch.int32, 2: torch.int16}
 
 
@@ -45,8 +45,8 @@ def first_equal(k: Tensor, v: Tensor, candidates: Candidates) -> Tensor:
 def byte_classes(k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
     """(m,) int64: index into ``ids`` of the first block that is byte-equal to each, in keys and values.
 
-    Blocks are grouped by ever more of their bytes: a few sampled scalars, then a 64-bit hash of all of
-    them, where the sample left company. Groups only nominate: membership is a comparison byte for byte.
+    Blocks are grouped by ever more of their bytes: a few scalars of the keys, then a 64-bit hash of
+    all bytes where that left company. Groups only nominate: membership is a comparison byte for byte.
 
     Args:
         k: (blocks, block_size, kv_heads, head_dim).
@@ -55,7 +55,7 @@ def byte_classes(k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
     """
     index = torch.arange(len(ids), device=ids.device)
     result = index.clone()
-    left, label = _crowded(index, _sample(k, ids) ^ (_sample(v, ids) << 1))
+    left, label = _crowded(index, _sample(k, ids))
     if len(left):
         left, label = _crowded(left, _hash(k, ids[left]) ^ (_hash(v, ids[left]) << 1))
     while len(left):
@@ -94,7 +94,7 @@ def _hash(pool: Tensor, ids: Tensor) -> Tensor:
     """(m,) int64: sum of words times random odd weights modulo 2^64, over all bytes of every block."""
     result = torch.empty_like(ids)
     weights: Tensor | None = None
-    step = _step(pool)
+    step = blocks_per_chunk(pool)
     for start in range(0, len(ids), step):
         words = _words(pool, ids[start : start + step]).long()
         if weights is None:
@@ -106,7 +106,7 @@ def _hash(pool: Tensor, ids: Tensor) -> Tensor:
 def _rows_equal(pool: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(m,) bool: whether the blocks ``left[i]`` and ``right[i]`` are equal in every byte."""
     result = torch.empty(len(left), dtype=torch.bool, device=pool.device)
-    step = _step(pool)
+    step = blocks_per_chunk(pool)
     for start in range(0, len(left), step):
         a = _words(pool, left[start : start + step])
         b = _words(pool, right[start : start + step])
@@ -116,7 +116,7 @@ def _rows_equal(pool: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def _words(pool: Tensor, ids: Tensor) -> Tensor:
     """(m, words): bits of the blocks as the widest integers that divide a block."""
-    rows = pool[ids].flatten(1).contiguous()
+    rows = pool.index_select(0, ids).flatten(1)
     wide = rows.shape[1] * rows.element_size() % 8 == 0
     return rows.view(torch.int64 if wide else _INTEGERS[rows.element_size()])
 
@@ -125,7 +125,3 @@ def _weights(count: int, device: torch.device) -> Tensor:
     """(count,) int64 odd numbers, the same at every call."""
     generator = torch.Generator().manual_seed(0x5EED)
     return (torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1).to(device)
-
-
-def _step(pool: Tensor) -> int:
-    return max(1, _CHUNK_BYTES // max(1, pool[:1].numel() * pool.element_size()))

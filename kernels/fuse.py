@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from importlib.util import find_spec
 from numbers import Real
 
 from ratedist.errors import InputError
+from ratedist.kernels.driver import fuse_with
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.matching import CRITERIA, Matcher
 from ratedist.kernels.result import Fusion
 from ratedist.kernels.scales import SCALES
+from ratedist.kernels.triton_support import choose_backend
 
-__all__ = ["BACKENDS", "CRITERIA", "SCALES", "VARIANTS", "Fusion", "fuse"]
+__all__ = ["BACKENDS", "CRITERIA", "SCALES", "VARIANTS", "Fusion", "fuse", "matcher_of"]
 
 VARIANTS = ("leader", "tree")
 BACKENDS = ("auto", "reference", "cpu", "triton")
@@ -71,7 +71,6 @@ def fuse(
         ("variant", variant, VARIANTS),
         ("criterion", criterion, CRITERIA),
         ("scale", scale, SCALES),
-        ("backend", backend, BACKENDS),
     ):
         if value not in known:
             raise InputError(argument, value, f"must be one of {', '.join(known)}")
@@ -81,33 +80,17 @@ def fuse(
     if not -1 <= threshold <= 1:  # NaN fails this too
         raise InputError("threshold", threshold, "must lie within [-1, 1], the range of a cosine similarity")
 
-    if backend == "auto":
-        backend = "triton" if layer.k.is_cuda and _has_triton() else "cpu"
-    if backend == "reference":
+    chosen = choose_backend(backend, layer.k.device, BACKENDS)
+    if chosen == "reference":
         from ratedist.kernels.reference import fuse_reference
 
         return fuse_reference(layer, threshold, variant, criterion, scale, layer_name)
-
-    from ratedist.kernels.driver import fuse_with
-
-    return fuse_with(_matcher(backend), layer, threshold, variant, criterion, scale, layer_name)
+    return fuse_with(matcher_of(chosen), layer, threshold, variant, criterion, scale, layer_name)
 
 
-def _has_triton() -> bool:
-    """Whether Triton is installed, without importing it; warns (once, by Python's default) where not."""
-    if find_spec("triton") is not None:
-        return True
-    warnings.warn(
-        "Triton is not installed: fusion runs in plain torch, slower than its kernels", stacklevel=3
-    )
-    return False
-
-
-def _matcher(backend: str) -> Matcher:
-    # Imported on demand: Triton exists on some platforms only.
+def matcher_of(backend: str) -> Matcher:
+    """The matcher of ``"cpu"`` or ``"triton"``, imported on demand: Triton exists on some platforms only."""
     if backend == "triton":
-        if find_spec("triton") is None:
-            raise InputError("backend", backend, 'needs Triton, which is not installed; "cpu" runs anywhere')
         from ratedist.kernels import _match_triton
 
         return _match_triton

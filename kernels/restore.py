@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
+from ratedist.kernels.chunks import blocks_per_chunk
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 
 __all__ = ["block_errors", "restore_blocks"]
-
-_CHUNK_BYTES = 1 << 20
 
 
 def restore_blocks(pool: Tensor, entries: Tensor, scale: Tensor) -> Tensor:
@@ -21,7 +20,7 @@ def restore_blocks(pool: Tensor, entries: Tensor, scale: Tensor) -> Tensor:
         entries: (n,) physical ids.
         scale: (n,) float32.
     """
-    return pool[entries.long()].float().mul_(scale[:, None, None, None])
+    return pool.index_select(0, entries.long()).float().mul_(scale[:, None, None, None])
 
 
 def block_errors(original: PagedLayer, fused: FusedLayer) -> tuple[Tensor, Tensor]:
@@ -62,7 +61,7 @@ def block_errors(original: PagedLayer, fused: FusedLayer) -> tuple[Tensor, Tenso
     before, after = table.entries.flatten()[logical].long(), fused.table.entries.flatten()[logical].long()
 
     results = []
-    step = max(1, _CHUNK_BYTES // max(1, 4 * original.k[:1].numel()))
+    step = blocks_per_chunk(original.k)
     for pool, fused_pool, scale in (
         (original.k, fused.k, fused.k_scale),
         (original.v, fused.v, fused.v_scale),
@@ -71,7 +70,7 @@ def block_errors(original: PagedLayer, fused: FusedLayer) -> tuple[Tensor, Tenso
         for start in range(0, len(logical), step):
             chunk = slice(start, start + step)
             written = torch.arange(table.block_size, device=device) < tokens[chunk, None]
-            expected = pool[before[chunk]].float()
+            expected = pool.index_select(0, before[chunk]).float()
             restored = restore_blocks(fused_pool, after[chunk], scale.flatten()[logical[chunk]])
             # Selected, not multiplied: what lies beyond the length may be NaN.
             expected = torch.where(written[:, :, None, None], expected, 0.0).flatten(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratedist.kernels.chunks import blocks_per_chunk
+
 __all__ = ["SCALES", "member_scales", "row_products"]
 
 SCALES = ("own-norm", "raw", "projection")
@@ -16,8 +18,6 @@ SCALES = ("own-norm", "raw", "projection")
 
 Tests: tests/kernels/test_scales.py::test_error_of_each_rule.
 """
-
-_CHUNK_BYTES = 1 << 20
 
 
 def member_scales(pool: Tensor, norm: Tensor, members: Tensor, representatives: Tensor, rule: str) -> Tensor:
@@ -46,9 +46,9 @@ def row_products(pool: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(n,) float32 inner products of the blocks ``left[i]`` and ``right[i]`` of the pool, a few at a time."""
     count = left.shape[0]
     products = torch.empty(count, dtype=torch.float32, device=pool.device)
-    step = max(1, _CHUNK_BYTES // max(1, 4 * pool[:1].numel()))
+    step = blocks_per_chunk(pool)
     for start in range(0, count, step):
-        a = pool[left[start : start + step]].float().flatten(1)
-        b = pool[right[start : start + step]].float().flatten(1)
+        a = pool.index_select(0, left[start : start + step]).float().flatten(1)
+        b = pool.index_select(0, right[start : start + step]).float().flatten(1)
         torch.sum(a.mul_(b), dim=1, out=products[start : start + step])
     return products
