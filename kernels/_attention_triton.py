@@ -15,6 +15,7 @@ from ratedist.kernels._launch_triton import (
     INTERPRETED,
     UNIT,
     Specialisation,
+    kernel,
     pool_unit,
     power_of_two,
 )
@@ -27,10 +28,8 @@ LARGEST_HEAD_DIM = 256
 _BLOCK_G = 16
 """Query heads per program: the least that matrix instructions take; groups beyond it take several."""
 
-_SMALL = ["q", "k_scale", "v_scale", "table", "lengths", "out", "lse"]
 
-
-@triton.jit(do_not_specialize_on_alignment=_SMALL)
+@kernel("k_pool", "v_pool")
 def _decode_kernel(
     q,  # (requests, kv_heads * group, head_dim), dense
     k_pool,  # (blocks, block_size, kv_heads, head_dim), dense in head_dim
@@ -111,7 +110,7 @@ def _decode_kernel(
         weight = weight * of_value[None, :]
         weighted = weighted * faded[:, None]
         if NORMALISE:
-            # A scale is any positive number, float16 ends at 65504: keep the weights within 1.
+            # A scale is any number and float16 ends at 65504: keep the weights within 1.
             largest = tl.max(tl.abs(weight), axis=1)
             largest = tl.where(largest > 0, largest, 1.0)
             weight = (weight / largest[:, None]).to(value.dtype)
@@ -201,7 +200,7 @@ def decode(q: Tensor, layer: PagedLayer | FusedLayer, softmax_scale: float) -> t
     block_size, kv_heads = layer.k.shape[1:3]
     if head_dim > LARGEST_HEAD_DIM:
         raise InputError(
-            "head_dim", head_dim, f"the kernel takes multiples of {UNIT} up to {LARGEST_HEAD_DIM}"
+            "head_dim", head_dim, f"the kernel takes up to {LARGEST_HEAD_DIM}; backend 'cpu' takes any"
         )
     unit = UNIT
     for name, pool in (("k", layer.k), ("v", layer.v)):

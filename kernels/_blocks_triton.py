@@ -15,17 +15,17 @@ from ratedist.kernels._launch_triton import (
     INTERPRETED,
     UNIT,
     Specialisation,
+    kernel,
     pool_unit,
     power_of_two,
 )
 
 __all__ = ["SPECIALISATIONS", "block_norms", "gather_blocks"]
 
-_NOT_SPECIALISED = ["ids", "norm"]
 _WORDS = {torch.int32: "i32", torch.int16: "i16"}
 
 
-@triton.jit(do_not_specialize_on_alignment=_NOT_SPECIALISED)
+@kernel("pool")
 def _block_norms_kernel(
     pool,  # (blocks, dim) in rows of stride_units
     norm,  # (blocks,) float32
@@ -49,7 +49,7 @@ def _block_norms_kernel(
     tl.store(norm + block, tl.sqrt_rn(total), mask=block < blocks)
 
 
-@triton.jit(do_not_specialize_on_alignment=_NOT_SPECIALISED)
+@kernel("pool", "out")
 def _gather_kernel(
     pool,  # (blocks, dim) words in rows of stride_units
     ids,  # (chosen,) int64

@@ -5,15 +5,19 @@ runtime arguments, which pointers are promised to be aligned, the constexprs and
 launcher picks one and starts its kernel through `Specialisation.launch`, which refuses arguments that do
 not fit; `ratedist.kernels.compile` compiles the very same objects for a GPU that need not be there.
 
-Integers other than loop counters are annotated in the kernels, so their types do not depend on values, and
-they are not specialised on divisibility. That a pool's rows and strides are whole vectors is instead
-carried by their unit: they are passed in units of ``UNIT`` elements and multiplied in the kernel, which
-tells the compiler as much, whatever the number is.
+Triton would also specialise on what the arguments happen to be: integers of 1 or multiples of 16, pointers
+that happen to be aligned. `kernel` switches that off for all but the pointers to pools, whose alignment
+the launchers check, and the types of integers are annotated. That a pool's rows and strides are whole
+vectors is carried by their unit: they are passed in units of ``UNIT`` elements and multiplied in the
+kernel, which tells the compiler as much, whatever the number is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +28,47 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 
-__all__ = ["DTYPES", "INTERPRETED", "POOL_ALIGNMENT", "UNIT", "Specialisation", "pool_unit", "power_of_two"]
+__all__ = [
+    "DTYPES",
+    "INTERPRETED",
+    "POOL_ALIGNMENT",
+    "UNIT",
+    "Specialisation",
+    "kernel",
+    "pool_unit",
+    "power_of_two",
+]
 
 INTERPRETED: bool = not isinstance(tl.sum, triton.JITFunction)
 """Whether kernels run in Triton's interpreter; decided when Triton was first imported."""
+
+
+def kernel(*aligned: str) -> Callable[[Callable[..., None]], Any]:
+    """``triton.jit`` that specialises on the alignment of the named pointers and on nothing else."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        others = [
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if name not in aligned and "constexpr" not in str(parameter.annotation)
+        ]
+        return triton.jit(do_not_specialize=others)(function)
+
+    return decorate
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+if isinstance(_probe, triton.JITFunction) == INTERPRETED:
+    # Triton's own functions and the kernels here would be of two kinds, which fails at the first call.
+    raise InputError(
+        "TRITON_INTERPRET",
+        os.environ.get("TRITON_INTERPRET", ""),
+        "was changed after Triton was first imported; set it before the process starts",
+    )
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.float32: "fp32",
@@ -111,13 +152,10 @@ class Specialisation:
                 assert arguments[argument].data_ptr() % POOL_ALIGNMENT == 0, f"{self.name}: {argument}"
         if 0 in grid:
             return
-        self.kernel[grid](
-            **arguments,
-            **self.constexprs,
-            num_warps=self.num_warps,
-            num_stages=self.num_stages,
-            **self.options,
-        )
+        device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+        # Triton launches on the current GPU, which need not be the one that holds the tensors.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel[grid](**arguments, **self.constexprs, **self.options)
 
 
 def pool_unit(argument: str, pool: Tensor, *extents: int) -> int:

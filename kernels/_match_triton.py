@@ -20,6 +20,7 @@ from ratedist.kernels._launch_triton import (
     INTERPRETED,
     UNIT,
     Specialisation,
+    kernel,
     pool_unit,
     power_of_two,
 )
@@ -66,7 +67,7 @@ def _scores(
     return product * row_inverse[:, None] * col_inverse[None, :]
 
 
-@triton.jit(do_not_specialize_on_alignment=["k_norm", "v_norm", "rows", "cols", "score", "position"])
+@kernel("k_pool", "v_pool")
 def _best_match_kernel(
     k_pool,  # (blocks, dim) in rows of k_stride_units
     v_pool,  # (blocks, dim) in rows of v_stride_units; not read unless BOTH

@@ -24,8 +24,8 @@ def kernels(
 ) -> None:
     """Compile every Triton kernel in every form that its launcher can pick; no GPU is needed.
 
-    Prints registers and spills (bytes of stack) per thread, shared memory, the narrowest load from a pool of
-    keys or values, and matrix instructions.
+    Prints registers and spills (bytes of stack) per thread, bytes of shared memory, bytes of the narrowest
+    load from a pool of keys or values, and matrix instructions.
 
     Example: `ratedist kernels --target cuda:90 --json`
     """
@@ -54,27 +54,24 @@ def kernels(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("target", "kernel", "dtype")
-    for heading in ("registers", "spills", "shared bytes", "load bytes", "matrix instr."):
-        table.add_column(heading, justify="right")
-    for report in reports:
-        table.add_row(
-            report.target,
-            # Brackets are markup to rich.
-            report.name.replace("[", r"\["),
-            report.dtype,
-            *(
-                str(value)
-                for value in (
+    for name in wanted:
+        table = Table(title=f"{name} (shared memory: {TARGETS[name].shared_limit} bytes)")
+        table.add_column("kernel", no_wrap=True)
+        table.add_column("dtype", no_wrap=True)
+        for heading in ("regs", "spills", "shared", "load", "matrix"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for report in reports:
+            if report.target == name:
+                numbers = (
                     report.registers,
                     report.spills,
-                    f"{report.shared_bytes} of {report.shared_limit}",
+                    report.shared_bytes,
                     report.load_bytes,
                     report.matrix_instructions,
                 )
-            ),
-        )
-    Console().print(table)
+                # Brackets are markup to rich.
+                table.add_row(report.name.replace("[", r"\["), report.dtype, *(str(x) for x in numbers))
+        Console().print(table)
 
 
 def _refuse_unknown(wanted: list[str], known: tuple[str, ...]) -> None:

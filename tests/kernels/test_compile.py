@@ -1,0 +1,212 @@
+"""Every kernel compiled ahead of time for GPUs that are not there, and what the launchers would launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ratedist.errors import InputError
+from ratedist.kernels import compile as compiling
+
+pytest.importorskip("triton")
+
+CLI = Path(sys.executable).parent / "ratedist"
+
+
+def without_interpreter() -> dict[str, str]:
+    """This process interprets; kernels are compiled in one that does not."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.mark.parametrize("target", compiling.TARGETS)
+def test_every_kernel_compiles(target: str) -> None:
+    """As a user asks for it. The variable is left set: the command takes it off itself."""
+    done = subprocess.run(
+        [CLI, "kernels", "--target", target, "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = json.loads(done.stdout)["kernels"]
+    shown = {(kernel["name"], kernel["dtype"]) for kernel in kernels}
+    floats = {"float32", "float16", "bfloat16"}
+    names = ("block_norms", "best_match[keys]", "best_match[both]", "paged_decode[64]")
+    assert shown >= {(name, dtype) for name in (*names, "paged_decode[256]") for dtype in floats}
+    assert len(shown) == len(kernels) == len(compiling.specialisations())
+    for kernel in kernels:
+        label = f"{kernel['name']} {kernel['dtype']}"
+        assert kernel["target"] == target
+        assert 0 < kernel["registers"] <= (255 if target.startswith("cuda") else 512), label
+        assert kernel["spills"] == 0, label
+        # Under the limit of every target, so that tiles need not depend on it.
+        assert kernel["shared_bytes"] <= kernel["shared_limit"], label
+        assert kernel["load_bytes"] == 16, label
+        low = kernel["dtype"] in ("float16", "bfloat16")
+        if kernel["has_product"] and low:
+            assert kernel["matrix_instructions"] > 0, label
+        if target.startswith("cuda") and not (kernel["has_product"] and low):
+            # float32 products are IEEE, for which NVIDIA has no matrix instructions.
+            assert kernel["matrix_instructions"] == 0, label
+        if kernel["name"].startswith("paged_decode"):
+            assert kernel["loads"] == {"k_pool": 16, "v_pool": 16}, label
+
+
+# Runs every launcher on CPU tensors with the start of a kernel replaced by a note of what Triton's own
+# just-in-time compiler would have compiled for those arguments, and holds it against what is declared.
+LAUNCHES = """
+import json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime import jit
+from ratedist.kernels import _attention_triton, _launch_triton, _match_triton, compile as compiling
+from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
+
+known = compiling.specialisations()
+current, seen = None, []
+backend = make_backend(GPUTarget("cuda", 90, 32))
+
+def note(self, *args, grid, warmup, **kwargs):
+    bind = jit.create_function_from_signature(self.signature, self.params, backend)
+    _, specialisation, options = bind(*args, **kwargs)
+    assert options == current.options, (options, current.options)
+    for parameter, (kind, key) in zip(self.params, specialisation, strict=True):
+        if kind == "constexpr":
+            assert key == current.constexprs[parameter.name], parameter.name
+            continue
+        assert kind == current.types[parameter.name], (current.name, parameter.name, kind)
+        promised = "D" if parameter.name in current.aligned else ""
+        assert (key or "") == promised, (current.name, parameter.name, key)
+    seen.append(known.index(current))
+
+launch = _launch_triton.Specialisation.launch
+def launched(self, grid, **arguments):
+    global current
+    current = self
+    launch(self, grid, **arguments)
+
+triton.JITFunction.run = note
+_launch_triton.Specialisation.launch = launched
+
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for head_dim in (8, 64, 72, 128, 136, 256):
+        pool = torch.zeros(5, 16, 2, head_dim, dtype=dtype)
+        # Lengths and entries at addresses that are not multiples of 16, and sizes of 1 and 16.
+        entries = torch.zeros(7, 2, dtype=torch.int32)[1:]
+        lengths = torch.ones(7, dtype=torch.int64)[1:]
+        table = BlockTable(entries, lengths, torch.zeros(6, dtype=torch.int64), 16)
+        scale = torch.ones(13)[1:].view(6, 2)
+        for layer in (PagedLayer(pool, pool, table), FusedLayer(pool, pool, table, scale, scale)):
+            for group in (1, 4, 17):
+                _attention_triton.decode(torch.zeros(6, 2 * group, head_dim, dtype=dtype), layer, 1.0)
+        norm = _match_triton.block_norms(pool)
+        for count in (1, 16, 33):
+            ids = torch.zeros(count + 1, dtype=torch.int64)[1:]
+            _match_triton.gather_blocks(pool, ids)
+            for criterion in ("keys", "both"):
+                _match_triton.best_match(pool, pool, norm, norm, ids, ids, criterion)
+missed = [known[i].name for i in range(len(known)) if i not in seen]
+assert not missed, missed
+
+unaligned = torch.zeros(5, 4, 1, 5)
+try:
+    _match_triton.block_norms(unaligned)
+except compiling.InputError as error:
+    print(error)
+"""
+
+
+def test_what_is_compiled_is_what_would_be_launched() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHES],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=without_interpreter(),
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the compiled kernels read 16 bytes at a time" in done.stdout
+
+
+def test_tables_of_the_command() -> None:
+    done = subprocess.run([CLI, "kernels", "--help"], capture_output=True, text=True, check=True)
+    assert "ratedist kernels --target cuda:90 --json" in " ".join(done.stdout.split())
+    done = subprocess.run(
+        [CLI, "kernels", "--target", "cuda:91"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: target = 'cuda:91': must be one of cuda:80, cuda:90, hip:gfx942"
+    assert done.stdout == ""
+
+
+def test_a_process_that_interprets_cannot_compile() -> None:
+    with pytest.raises(InputError, match="TRITON_INTERPRET = '1': this process interprets kernels"):
+        next(compiling.compile_kernels("cuda:90"))
+    with pytest.raises(InputError, match="target = 'cuda:75': must be one of cuda:80, cuda:90, hip:gfx942"):
+        next(compiling.compile_kernels("cuda:75"))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "width"),
+    [
+        ("ld.global.b32 %r1, [ %rd1 + 0 ];", 4),
+        ("@%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];", 16),
+        ("ld.global.L1::evict_last.v2.b64 { %rd1, %rd2 }, [ %rd3 + 0 ];", 16),
+        ("ld.global.nc.u16 %rs1, [%rd1];", 2),
+        ("@%p1 cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;", 16),
+        ("cp.async.ca.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 4;", 4),
+        ("global_load_dwordx4 v[0:3], v[4:5], off", 16),
+        ("buffer_load_dword v0, v1, s[0:3], 0 offen", 4),
+        ("global_load_ushort v1, v[2:3], off", 2),
+        ("ld.shared.v4.b32 { %r1, %r2, %r3, %r4 }, [ %r5 ];", None),
+        ("st.global.v4.b32 [ %rd1 + 0 ], { %r1, %r2, %r3, %r4 };", None),
+        ("s_load_dwordx4 s[0:3], s[4:5], 0x0", None),
+        ("global_store_dwordx4 v[0:1], v[2:5], off", None),
+    ],
+)
+def test_width_of_a_load(instruction: str, width: int | None) -> None:
+    assert compiling.load_width(f"\t{instruction}") == width
+
+
+def test_matrix_instructions_are_counted() -> None:
+    assembly = """
+    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 { %r1 }, { %r2 }, { %r3 }, { %r4 };
+    @%p1 wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%r1}, %rd1, %rd2, %p2, 1, 1, 0, 0;
+    wgmma.commit_group.sync.aligned;
+    // mma.sync in a comment
+    v_mfma_f32_16x16x16_f16 v[0:3], v[4:5], v[6:7], v[0:3]
+    v_mac_f32 v0, v1, v2
+    fma.rn.f32 %r1, %r2, %r3, %r4;
+    """
+    assert compiling.count_matrix_instructions(assembly) == 3
+
+
+def test_loads_are_attributed_by_line(tmp_path: Path) -> None:
+    """The narrowest load of each pool; inline assembly counts its lines up from where it stands."""
+    source = tmp_path / "kernel.py"
+    source.write_text("a\nb = tl.load(k_pool + i)\nc = tl.load(table + i)\nd = tl.load(v_pool + i)\n")
+    assembly = """
+    .loc 1 2 8
+    // begin inline asm
+    .loc 1 2 8
+    mov.u32 %r1, 0;
+    .loc 1 3 8
+    ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+    // end inline asm
+    .loc 1 3 8
+    ld.global.b32 %r1, [ %rd1 + 0 ];
+    .loc 2 2 8
+    ld.global.b16 %rs1, [ %rd1 + 0 ];
+    .loc 1 4 8
+    ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+    ld.global.b64 %rd1, [ %rd1 + 0 ];
+    .file 1 "/elsewhere/kernel.py"
+    .file 2 "/elsewhere/standard.py"
+    """
+    assert compiling.pool_loads(assembly, source) == {"k_pool": 16, "v_pool": 8}
+    with pytest.raises(InputError, match="TRITON_DISABLE_LINE_INFO = '1': loads are told apart by line"):
+        compiling.pool_loads("ld.global.b32 %r1, [ %rd1 + 0 ];", source)
