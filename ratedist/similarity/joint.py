@@ -248,16 +248,20 @@ class Minimum(SimilarityLaw):
 
     def isf(self, q: ArrayLike) -> FloatArray:
         q = probabilities(q)
-        return self._search(self.sf, q)
+        low, high = self.support
+        found = self._search(self.sf, q)
+        # The ends exactly: within rounding of 0 and 1 the distribution is flat.
+        return np.where(q == 0, high, np.where(q == 1, low, found))[()]
 
     def ppf(self, q: ArrayLike) -> FloatArray:
         q = probabilities(q)
-        return self._search(lambda s: -self.cdf(s), -q)
+        low, high = self.support
+        found = self._search(lambda s: -self.cdf(s), -q)
+        return np.where(q == 0, low, np.where(q == 1, high, found))[()]
 
     def _search(self, falling: Callable[[FloatArray], FloatArray], level: FloatArray) -> FloatArray:
         low, high = self.support
-        found = invert(falling, level, np.full(level.shape, max(low, -3.0)), np.full(level.shape, high))
-        return found[()]
+        return invert(falling, level, np.full(level.shape, max(low, -3.0)), np.full(level.shape, high))
 
     def rvs(self, size: int | tuple[int, ...], rng: np.random.Generator) -> FloatArray:
         return np.minimum(*self.joint.rvs(size, rng))
@@ -314,12 +318,18 @@ def bivariate_normal_sf(x: ArrayLike, y: ArrayLike, correlation: float) -> Float
 
     Φ̄(x)Φ̄(y) + (1/2π)∫₀^{asin ρ} exp(−(x² + y² − 2xy·sin θ)/(2cos²θ)) dθ (Drezner and Wesolowsky, J. Stat.
     Comput. Simul. 35, 1990). For ρ >= 0 every term is positive, so that the tail keeps its relative accuracy.
-    For ρ < 0 the reflection in x gives Φ̄(y) − P(X > −x, Y > y), accurate to 1e-15 absolute.
+    For ρ < 0 the reflection in x gives Φ̄(y) − P(X > −x, Y > y); where that cancels, x lies beyond the mode of
+    the remaining integral of φ(t)Φ((ρt − y)/√(1 − ρ²)) over t > x, which is log-concave and is integrated.
     Test: tests/ratedist/similarity/test_joint.py::test_bivariate_normal_against_quadrature.
     """
     x, y = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
     if correlation < 0:
-        return np.maximum(scipy.special.ndtr(-y) - bivariate_normal_sf(-x, y, -correlation), 0.0)
+        whole = scipy.special.ndtr(-y)
+        both = np.asarray(whole - bivariate_normal_sf(-x, y, -correlation))
+        cancelled = (both < 1e-4 * whole) & np.isfinite(x) & np.isfinite(y)
+        if cancelled.any():
+            both[cancelled] = _beyond_mode(x[cancelled], y[cancelled], correlation)
+        return np.maximum(both, 0.0)
     independent = scipy.special.ndtr(-x) * scipy.special.ndtr(-y)
     usable = np.isfinite(x) & np.isfinite(y)
     x, y = np.where(usable, x, 0.0), np.where(usable, y, 0.0)
@@ -337,6 +347,22 @@ def bivariate_normal_sf(x: ArrayLike, y: ArrayLike, correlation: float) -> Float
             power = ((x - y) ** 2 + 2 * x * y * (1 - sine)) / (2 * cosine**2)
             total += half * weight * np.exp(-power)
     return np.where(usable, independent + total / (2 * math.pi), independent)
+
+
+def _beyond_mode(x: FloatArray, y: FloatArray, correlation: float) -> FloatArray:
+    """∫_x^∞ φ(t)Φ((ρt − y)/√(1 − ρ²)) dt where the integrand falls from t = x on."""
+    spread = math.sqrt(1 - correlation**2)
+    z = (correlation * x - y) / spread
+    # Its logarithmic slope at x; the integrand falls at least that fast everywhere beyond.
+    hazard = np.exp(-0.5 * z**2 - scipy.special.log_ndtr(z)) / math.sqrt(2 * math.pi)
+    slope = x - correlation / spread * hazard
+    total = np.zeros(x.shape)
+    for low, high in itertools.pairwise([0.0, 1.0, 3.0, 7.0, 15.0, 40.0]):
+        for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+            t = x + (low + 0.5 * (high - low) * (1 + node)) / slope
+            power = scipy.special.log_ndtr((correlation * t - y) / spread) - 0.5 * t * t
+            total += 0.5 * (high - low) * weight * np.exp(power)
+    return total / (slope * math.sqrt(2 * math.pi))
 
 
 def _normal_score(law: SimilarityLaw, s: FloatArray) -> FloatArray:

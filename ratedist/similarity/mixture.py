@@ -132,6 +132,8 @@ class Mixture(SimilarityLaw):
 
     def expect(self, g: Callable[[FloatArray], ArrayLike], above: float = -math.inf) -> float:
         """E[g(S); S > above], class by class."""
+        if math.isnan(above):
+            raise InputError("above", above, "must be a number")
         total = sum(w * law.expect(g, above) for w, law in zip(self.weights, self.laws, strict=True))
         if self.duplicates > 0 and above < 1:
             total += self.duplicates * float(np.asarray(g(np.ones(1)))[0])
