@@ -1,0 +1,221 @@
+"""Moments that leader and tree share: chance to stay, its spread, and the law of the best match."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ratedist._arguments import as_numbers, as_thresholds
+from ratedist.errors import InputError
+from ratedist.fusion._panels import Panels, panels
+from ratedist.fusion.hardcore import HardCore
+from ratedist.fusion.result import FusionResult, Matches, prediction_band
+from ratedist.fusion.units import as_units
+from ratedist.similarity.base import SimilarityLaw
+
+__all__ = ["Problem", "Void", "log_void_rate"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+# A block that is certain to match leaves this chance, so that exponents stay finite.
+_CERTAIN = 1 - 1e-12
+_TINY = 1e-300
+
+
+def log_void_rate(chance: FloatArray, binomial: FloatArray) -> FloatArray:
+    """ln(1 − πx)/π, the log of E[(1 − x)^N] per expected representative, N binomial with success π.
+
+    π = 1 is a certain number of representatives, π = 0 a Poisson one, π < 0 a negative binomial.
+    """
+    product = binomial * chance
+    series = -chance * (1 + product * (0.5 + product / 3))
+    close = np.abs(product) < 1e-5
+    return np.where(close, series, np.log1p(-np.where(close, 0.5, product)) / np.where(close, 1.0, binomial))
+
+
+@dataclass(frozen=True)
+class Void:
+    """Chance that a block stays, given the mean state of the representatives it meets.
+
+    Attributes:
+        mean: E[v], v the uncovered share.
+        square: E[v²].
+        slope: −d ln v per representative.
+        covariance: Cov(N, v), not above 0.
+        correction: factor on the expected growth of −ln v, for v and its growth vary together.
+        binomial: π of the number of representatives.
+        logarithm: −ln v at the mean.
+        weight: chance that a block inside an uncovered cap stays, over that of any block.
+    """
+
+    mean: FloatArray
+    square: FloatArray
+    slope: FloatArray
+    covariance: FloatArray
+    correction: FloatArray
+    binomial: FloatArray
+    logarithm: FloatArray
+    weight: FloatArray
+
+
+class Problem:
+    """Checked arguments, the quadrature and the closure (docs/theory.md, fusion recursions).
+
+    The number N of representatives enters by mean and variance, as a binomial with these. The uncovered
+    share is v = exp(−ℓ − slope·(N − E N)), where ℓ grows by the slope with every representative; without a
+    hard core the slope is −ln(1 − F̄(τ)) and v = (1 − F̄(τ))^N.
+    """
+
+    def __init__(
+        self,
+        law: SimilarityLaw,
+        units: IntArray,
+        thresholds: ArrayLike,
+        hard_core: HardCore | bool,
+        baseline: float | None,
+    ) -> None:
+        self.units = as_units("units", units)
+        self.thresholds = as_thresholds("thresholds", thresholds)
+        self.blocks = int(self.units.sum())
+        count = self.thresholds.size
+        self.chance = np.clip(law.sf(self.thresholds), 0.0, _CERTAIN)
+        self.core = _hard_core(law, self.thresholds, hard_core)
+        self.has_core = bool(self.core.transitivity.any())
+        largest = float(self.units.max())
+        most = self.chance * np.minimum(self.blocks, largest + 20 / np.maximum(self.chance, 1e-18))
+        self.panels: Panels = panels(law, self.thresholds, most)
+        self.tail = np.minimum(law.sf(self.panels.scores), self.chance)
+        # What a block near z covers of the small cap of its better matches: C·√(F̄(s)/F̄(τ)), docs/theory.md.
+        share = np.divide(self.tail, self.chance, out=np.zeros_like(self.tail), where=self.chance > 0)
+        self.tail_transitivity = self.core.transitivity * np.sqrt(share)
+        self.tail_crowding = self.core.crowding * share
+        self.baseline = float(law.mean()) if baseline is None else float(as_numbers("baseline", baseline))
+        if not -1 <= self.baseline < 1:
+            raise InputError("baseline", self.baseline, "must be within [-1, 1)")
+        variance = min(float(law.var()) / (1 - self.baseline) ** 2, 0.5)
+        self.scatter = variance / (1 - variance)
+        self.plain_slope = -np.log1p(-self.chance)
+        self.plain_tail_slope = -np.log1p(-np.minimum(self.tail, _CERTAIN))
+        self.count = count
+
+    def start(self, units: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """ℓ and ℓ by score of a unit's own blocks, whose number is certain and which do not repel."""
+        return units[..., None] * self.plain_slope, units[..., None] * self.plain_tail_slope[:, None, :]
+
+    def void(self, mean: FloatArray, variance: FloatArray, logarithm: FloatArray) -> Void:
+        """Moments of the uncovered share; all arguments of one shape (…, T)."""
+        binomial = 1 - np.divide(variance, mean, out=np.zeros_like(mean), where=mean > 0)
+        if self.has_core:
+            core = self.core
+            closeness = np.maximum(core.transitivity - core.crowding * logarithm, 0.0)
+            weight = np.exp(logarithm * closeness)
+            chance = np.minimum(self.chance * weight, _CERTAIN)
+            slope = -np.log1p(-chance)
+            steeper = np.maximum(core.transitivity - 2 * core.crowding * logarithm, 0.0)
+            relative = chance / (1 - chance) * steeper / np.maximum(slope, _TINY)
+            correction = np.maximum(1 - relative * slope**2 * variance, 0.0)
+        else:
+            chance = np.broadcast_to(self.chance, mean.shape)
+            slope = np.broadcast_to(self.plain_slope, mean.shape)
+            weight = correction = np.ones_like(mean)
+        share = np.exp(np.minimum(mean * (slope + log_void_rate(chance, binomial)) - logarithm, 0.0))
+        twice = chance * (2 - chance)
+        square = np.exp(np.minimum(mean * (2 * slope + log_void_rate(twice, binomial)) - 2 * logarithm, 0.0))
+        return Void(
+            mean=share,
+            square=np.clip(square, share**2, share),
+            slope=slope,
+            covariance=-variance * share * chance / (1 - binomial * chance),
+            correction=correction,
+            binomial=binomial,
+            logarithm=logarithm,
+            weight=weight,
+        )
+
+    def tail_slope(self, logarithm: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Growth of ℓ by score per representative, (K, …, T), and the chance it stands for."""
+        extra = (1,) * (logarithm.ndim - 1)
+        spread = (self.tail.shape[0], *extra, self.count)
+        tail = self.tail.reshape(spread)
+        if not self.has_core:
+            return self.plain_tail_slope.reshape(spread), tail
+        closeness = self.tail_transitivity.reshape(spread) - self.tail_crowding.reshape(spread) * logarithm
+        chance = np.minimum(tail * np.exp(logarithm * np.maximum(closeness, 0.0)), _CERTAIN)
+        return -np.log1p(-chance), chance
+
+    def matched(
+        self, mean: FloatArray, void: Void, tail_logarithm: FloatArray, slope: FloatArray, chance: FloatArray
+    ) -> FloatArray:
+        """P(best match > s) at the nodes, (K, …, T)."""
+        return -np.expm1(
+            np.minimum(mean * (slope + log_void_rate(chance, void.binomial)) - tail_logarithm, 0.0)
+        )
+
+    def similarity(self, absorbed: FloatArray, matched: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """E[c; absorbed] and E[c²; absorbed], c = (s − baseline)/(1 − baseline), by integration by parts."""
+        scale = 1 - self.baseline
+        at_threshold = (self.thresholds - self.baseline) / scale
+        score = (self.panels.scores - self.baseline) / scale
+        first = at_threshold * absorbed + self.panels.integrate(matched) / scale
+        if matched.ndim > 2:
+            score = score[:, None, :]
+        second = at_threshold**2 * absorbed + self.panels.integrate(2 * score * matched) / scale
+        return first, second
+
+    def result(
+        self,
+        variant: str,
+        kept: FloatArray,
+        variance: FloatArray,
+        absorbed: FloatArray,
+        matched: FloatArray,
+        final: tuple[FloatArray, FloatArray] | None,
+    ) -> FusionResult:
+        """Assemble the result from sums over all absorbed blocks.
+
+        Args:
+            absorbed: (T,) their expected number.
+            matched: (K, T) those with a best match above each node.
+            final: Σ c and Σ c² against the final representative; None where it is the direct one.
+        """
+        low, high = float(self.units.max()), float(self.blocks)
+        kept = np.clip(kept, low, high)
+        std = np.sqrt(np.maximum(variance, 0.0))
+        band = prediction_band(kept, std, low=low, high=high)
+        first, second = self.similarity(absorbed, matched)
+        direct = self._moments(absorbed, first, second)
+        against_final = direct if final is None else self._moments(absorbed, *final)
+        weights = self.panels.by_parts(matched)
+        matches = Matches(
+            np.concatenate([self.thresholds[None], self.panels.scores]),
+            np.concatenate([absorbed[None], weights]),
+        )
+        return FusionResult(
+            variant, self.thresholds, self.blocks, kept, std, *band, matches, *direct, *against_final
+        )
+
+    def _moments(
+        self, absorbed: FloatArray, first: FloatArray, second: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            c, c2 = first / absorbed, second / absorbed
+        base, scale = self.baseline, 1 - self.baseline
+        return base + scale * c, base**2 + 2 * base * scale * c + scale**2 * c2
+
+
+def _hard_core(law: SimilarityLaw, thresholds: FloatArray, hard_core: HardCore | bool) -> HardCore:
+    if isinstance(hard_core, HardCore):
+        if hard_core.transitivity.shape != thresholds.shape:
+            raise InputError(
+                "hard_core",
+                f"{hard_core.transitivity.size} thresholds",
+                f"must be made for the {thresholds.size} thresholds that are given",
+            )
+        return hard_core
+    dim = getattr(law, "dim", None)
+    if hard_core and dim is not None:
+        return HardCore.spherical(dim, thresholds)
+    return HardCore.none(thresholds.size)

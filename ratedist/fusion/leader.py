@@ -1,0 +1,85 @@
+"""Leader: units one after another, each block absorbed by its best match among the kept ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ratedist.fusion._moments import Problem
+from ratedist.fusion._stepping import advance
+from ratedist.fusion.hardcore import HardCore
+from ratedist.fusion.result import FusionResult
+from ratedist.similarity.base import SimilarityLaw
+
+__all__ = ["leader"]
+
+FloatArray = NDArray[np.float64]
+
+
+def leader(
+    law: SimilarityLaw,
+    units: Sequence[int] | NDArray[np.int64],
+    thresholds: ArrayLike,
+    *,
+    hard_core: HardCore | bool = True,
+) -> FusionResult:
+    """N ← N + p·v for each further unit, with v the expected uncovered share.
+
+    Without a hard core v = E[(1 − F̄(τ))^N], close to exp(−N·F̄(τ)).
+
+    Args:
+        law: law of the score of a random pair of blocks of different units.
+        units: full blocks of each unit, in the order in which they are taken (``ratedist.fusion.units``).
+        thresholds: strictly increasing, within [-1, 1].
+        hard_core: True takes the sphere's where the law is spherical and none elsewhere; a ``HardCore`` made
+            for these thresholds; False for exceedances independent of each other.
+
+    A kept block is never absorbed, so the final similarity is the direct one.
+    Tests: tests/ratedist/fusion/test_leader.py::test_agrees_with_directions and
+    tests/ratedist/montecarlo/test_agreement.py.
+
+    Raises:
+        InputError: an argument outside its domain.
+    """
+    problem = Problem(law, np.asarray(units), thresholds, hard_core, None)
+    nodes = problem.panels.scores.shape[0]
+    # Rows of the state: E N, Var N, ℓ, and ℓ by score.
+    state = np.zeros((3 + nodes, problem.count))
+    absorbed = np.zeros(problem.count)
+    matched = np.zeros((nodes, problem.count))
+    for blocks, run in groupby(problem.units.tolist()):
+
+        def step(state: FloatArray, blocks: int = blocks) -> FloatArray:
+            return _step(problem, state, blocks)
+
+        def observe(state: FloatArray, weight: float, blocks: int = blocks) -> None:
+            void = problem.void(state[0], state[1], state[2])
+            slope, chance = problem.tail_slope(state[2])
+            absorbed.__iadd__(weight * blocks * (1 - void.mean))
+            matched.__iadd__(weight * blocks * problem.matched(state[0], void, state[3:], slope, chance))
+
+        state = advance(state, sum(1 for _ in run), step, observe)
+    return problem.result("leader", state[0], state[1], absorbed, matched, None)
+
+
+def _step(problem: Problem, state: FloatArray, blocks: int) -> FloatArray:
+    """What one more unit adds to the state."""
+    mean, variance, logarithm = state[0], state[1], state[2]
+    void = problem.void(mean, variance, logarithm)
+    stays = blocks * void.mean
+    added = np.empty_like(state)
+    added[0] = stays
+    # K | v is binomial(p, v); N and K move against each other.
+    added[1] = (
+        2 * blocks * void.covariance
+        + blocks * (void.mean - void.square)
+        + blocks**2 * (void.square - void.mean**2)
+    )
+    added[1] = np.maximum(added[1], -variance)
+    growth = stays * void.correction
+    added[2] = growth * void.slope
+    added[3:] = growth * problem.tail_slope(logarithm)[0]
+    return added
