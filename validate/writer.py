@@ -29,7 +29,7 @@ from ratedist.validate.manifest import (
 )
 from ratedist.validate.store import Capture
 
-__all__ = ["CaptureWriter"]
+__all__ = ["CaptureWriter", "finished_capture"]
 
 
 class CaptureWriter(AbstractContextManager["CaptureWriter"]):
@@ -232,6 +232,17 @@ class CaptureWriter(AbstractContextManager["CaptureWriter"]):
             f"writing to {self.folder} failed: {error.strerror or error}; {done} of {len(self._files)} "
             "batches are finished and kept. Make room, then run the same command again, it goes on from there"
         )
+
+
+def finished_capture(folder: str | Path, plan: Manifest) -> Capture | None:
+    """The capture in ``folder`` if it is whole, undamaged and of this plan, else None; nothing is written."""
+    try:
+        manifest = read_manifest(Path(folder) / MANIFEST)
+        if manifest is None or without_files(manifest) != without_files(plan):
+            return None
+        return Capture.open(folder)
+    except CaptureError:
+        return None
 
 
 def _refusal(earlier: Manifest | None, plan: Manifest) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ratedist
-from ratedist.cli import bench, kernels, validate
+from ratedist.cli import bench, capture, demo, kernels, validate
 from ratedist.cli.variadic import ManyValuesCommand
 
 __all__ = ["app"]
@@ -37,6 +37,8 @@ def _options(
     pass
 
 
+app.command("capture")(capture.capture)
 app.command("kernels")(kernels.kernels)
 app.command("validate", cls=ManyValuesCommand)(validate.validate)
+app.command("demo")(demo.demo)
 app.add_typer(bench.app)
