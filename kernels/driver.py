@@ -33,7 +33,7 @@ def fuse_with(
     check_scales(layer, layer_name)
     blocks = find_candidates(layer)
     k_norm, v_norm = usable_norms(matcher, layer, blocks, layer_name)
-    first = first_equal(layer.k, layer.v, blocks)
+    first = first_equal(layer.k, layer.v, blocks, fused=isinstance(layer, FusedLayer))
 
     def match(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         return matcher.best_match(

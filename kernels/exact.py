@@ -14,32 +14,47 @@ _SAMPLED = 4
 _INTEGERS = {4: torch.int32, 2: torch.int16}
 
 
-def first_equal(k: Tensor, v: Tensor, candidates: Candidates) -> Tensor:
+def first_equal(k: Tensor, v: Tensor, candidates: Candidates, *, fused: bool) -> Tensor:
     """(n,) int64: position of the candidate whose physical block each candidate takes; its own where unique.
 
     A group of candidates of one domain that are byte-equal in keys and values and span at least two
-    requests takes the block of its lowest logical index. Duplicates within a single request stay apart.
+    requests takes the block of its lowest logical index. Duplicates within a single request stay apart,
+    unless they are one physical block already: blocks of a domain that share go on sharing.
+
+    In a layer that is fused already, only the first block that reads a physical block tells of which
+    request it is. Otherwise a request's own duplicates would be joined as soon as one of them had
+    absorbed a block of another request, and fusing again would change what the first time left alone.
 
     Args:
         k: (blocks, block_size, kv_heads, head_dim) pool of keys.
         v: pool of values.
         candidates: the blocks to look at, in logical order.
+        fused: whether the layer is fused already.
     """
-    count = len(candidates)
-    position = torch.arange(count, device=k.device)
-    if count == 0:
+    position = torch.arange(len(candidates), device=k.device)
+    if len(candidates) == 0:
         return position
     # Contents are compared once per physical block: a block table may alias.
     ids, content = torch.unique(candidates.physical, return_inverse=True)
-    equal = byte_classes(k, v, ids)[content]
     _, domain = torch.unique(candidates.domain, return_inverse=True)
-    groups, group = torch.unique(domain * len(ids) + equal, return_inverse=True)
+    holder, _ = _ends(domain * len(ids) + content, position)
 
-    first = position.new_full((len(groups),), count).scatter_reduce_(0, group, position, "amin")
-    last = position.new_zeros(len(groups)).scatter_reduce_(0, group, position, "amax")
+    counted = torch.nonzero(holder == position).flatten() if fused else position
+    first, last = _ends((domain * len(ids) + byte_classes(k, v, ids)[content])[counted], counted)
     # Positions are in order of request, so the ends of a group show whether it spans two.
     spans = candidates.request[first] != candidates.request[last]
-    return torch.where(spans[group], first[group], position)
+    result = position.clone()
+    result[counted] = torch.where(spans, first, counted)
+    return result[holder]
+
+
+def _ends(key: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """For every entry, the lowest and the highest ``position`` of the entries with its key."""
+    groups, group = torch.unique(key, return_inverse=True)
+    ends = position.new_empty(len(groups))
+    lowest = ends.scatter_reduce(0, group, position, "amin", include_self=False)
+    highest = ends.scatter_reduce(0, group, position, "amax", include_self=False)
+    return lowest[group], highest[group]
 
 
 def byte_classes(k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
@@ -60,9 +75,7 @@ def byte_classes(k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
         left, label = _crowded(left, _hash(k, ids[left]) ^ (_hash(v, ids[left]) << 1))
     while len(left):
         # All but hash collisions find their class in the first round; the rest compete among themselves.
-        first = left.new_full((int(label.max()) + 1,), len(ids)).scatter_reduce_(0, label, left, "amin")[
-            label
-        ]
+        first, _ = _ends(label, left)
         equal = _rows_equal(k, ids[left], ids[first]) & _rows_equal(v, ids[left], ids[first])
         result[left[equal]] = first[equal]
         left, label = left[~equal], label[~equal]

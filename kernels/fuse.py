@@ -44,8 +44,8 @@ def fuse(
     threshold 1 only exact duplicates share. Ties go to the lowest logical index. A block of norm zero
     has no direction: its similarity to anything is 0.
 
-    A layer that is fused already is fused as it is stored: blocks that share a physical block go on
-    sharing, physical blocks are matched, and scales multiply.
+    Blocks of a domain that share a physical block to begin with go on sharing it. A layer that is fused
+    already is fused as it is stored: physical blocks are matched, and scales multiply.
 
     Nothing is copied or moved: the result has the same pool, a new block table and scales. Beyond
     vectors with one number per block it takes at most about 8 % of the layer's bytes as working memory

@@ -48,14 +48,17 @@ def fuse_reference(
 
     # Step 1: byte-equal blocks of one domain, where they span two requests, share the first of them.
     content = {a: _bytes(layer.k[physical[a]]) + _bytes(layer.v[physical[a]]) for a in candidates}
+    # Blocks that read one physical block share already; in a fused layer, only the first one counts.
+    holder: dict[tuple[int, int], int] = {}
     groups: dict[tuple[int, bytes], list[int]] = {}
     for a in candidates:
-        groups.setdefault((domain[a], content[a]), []).append(a)
-    first = {a: a for a in candidates}
+        if holder.setdefault((domain[a], physical[a]), a) == a or isinstance(layer, PagedLayer):
+            groups.setdefault((domain[a], content[a]), []).append(a)
+    first = {}
     for group in groups.values():
-        if len({request[a] for a in group}) > 1:
-            for a in group:
-                first[a] = group[0]
+        for a in group:
+            first[a] = group[0] if len({request[b] for b in group}) > 1 else a
+    first = {a: first[holder[domain[a], physical[a]]] for a in candidates}
 
     # Step 2: the distinct blocks, request by request.
     similarity = _similarity_matrix(candidates, k)

@@ -29,8 +29,9 @@ class Fusion:
         score: (requests, max_blocks) float32; criterion score against the final representative, 1 for
             kept blocks and exact duplicates, 0 beyond the end.
         candidates: full blocks, all of which may be shared.
-        kept: candidates that represent themselves.
-        exact: candidates that were absorbed because they are byte-equal to another request's block.
+        kept: candidates that represent themselves; each is a physical block of its own.
+        exact: candidates that share because they are byte-equal to another request's block, or read
+            the physical block of another candidate to begin with.
     """
 
     layer: FusedLayer

@@ -1,0 +1,254 @@
+"""Layers that really fuse, for the property tests of fusion; and running a property on every backend.
+
+Hypothesis draws the structure (which shrinks well); numbers come of a drawn seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from caches import generator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ratedist.kernels.layout import UNUSED, BlockTable, PagedLayer
+
+EXAMPLES = {"reference": 25, "cpu": 50, "triton": 3}
+"""Examples per property; interpreted Triton takes a second for what torch does in a millisecond."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+CLOSE = 1e-5
+"""Scores nearer than this to the threshold or to a rival leave an implementation the choice."""
+
+
+def on_every_backend(
+    *strategies: st.SearchStrategy[Any],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make ``property(backend, *drawn)`` a test, parametrised over the three implementations."""
+
+    def decorate(check: Callable[..., None]) -> Callable[..., None]:
+        @pytest.mark.parametrize("backend", EXAMPLES)
+        def test(backend: str) -> None:
+            @settings(max_examples=EXAMPLES[backend])
+            @given(st.tuples(*strategies))
+            def run(drawn: tuple[Any, ...]) -> None:
+                check(backend, *drawn)
+
+            run()
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What Hypothesis draws of a layer."""
+
+    lengths: tuple[int, ...]
+    domains: tuple[int, ...]
+    block_size: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    clusters: int
+    nearness: float
+    ties: bool
+    seed: int
+
+
+@st.composite
+def layers(draw: st.DrawFn, *, ties: bool = True, domains: bool = True) -> PagedLayer:
+    """A paged layer: ragged and empty requests, partly filled blocks, aliased and shuffled table.
+
+    Blocks scatter around a few directions, shared by keys and values; some are byte-equal copies, with
+    the same physical block or another one, and some copies with their sign turned.
+
+    Args:
+        draw: given by Hypothesis.
+        ties: add blocks that make several scores equal: copies within a request, scaled copies, copies
+            of the keys alone, and blocks of zeros.
+        domains: draw two domains.
+    """
+    requests = draw(st.integers(1, 7))
+    block_size = draw(st.sampled_from([1, 2, 3]))
+    shape = Shape(
+        lengths=tuple(draw(st.lists(st.integers(0, 5 * block_size), min_size=requests, max_size=requests))),
+        domains=tuple(
+            draw(
+                st.lists(
+                    st.sampled_from([0, 0, 0, 5] if domains else [0]), min_size=requests, max_size=requests
+                )
+            )
+        ),
+        block_size=block_size,
+        kv_heads=draw(st.sampled_from([1, 2])),
+        head_dim=draw(st.sampled_from([3, 8, 17])),
+        dtype=draw(st.sampled_from(DTYPES)),
+        clusters=draw(st.integers(1, 3)),
+        nearness=draw(st.sampled_from([0.5, 0.8, 0.95])),
+        ties=ties,
+        seed=draw(st.integers(0, 2**31)),
+    )
+    return build(shape)
+
+
+thresholds = st.one_of(st.floats(0.3, 0.95), st.sampled_from([-1.0, -0.5, 0.0, 0.999, 1.0]))
+variants = st.sampled_from(["leader", "tree"])
+criteria = st.sampled_from(["keys", "both"])
+scales = st.sampled_from(["own-norm", "raw", "projection"])
+
+
+def build(shape: Shape) -> PagedLayer:
+    """The layer of a drawn shape; NaN stands wherever nothing may be read."""
+    random = generator(shape.seed)
+    size = (shape.block_size, shape.kv_heads, shape.head_dim)
+    dim = size[0] * size[1] * size[2]
+
+    def unit() -> Tensor:
+        direction = torch.randn(dim, generator=random)
+        return direction / direction.norm()
+
+    def uniform() -> float:
+        return float(torch.rand(1, generator=random))
+
+    def near(centre: Tensor) -> Tensor:
+        a = shape.nearness + (1 - shape.nearness) * uniform()
+        return (0.3 + 2 * uniform()) * (a * centre + (1 - a * a) ** 0.5 * unit())
+
+    centres = [(unit(), unit()) for _ in range(shape.clusters)]
+    needed = [-(-length // shape.block_size) for length in shape.lengths]
+    max_blocks = max(needed) + 1
+    order = torch.randperm(sum(needed) + 3, generator=random).tolist()
+    k = torch.full((len(order), dim), float("nan"))
+    v = k.clone()
+    stale = order.pop()
+
+    entries = torch.full((len(needed), max_blocks), UNUSED, dtype=torch.int32)
+    whole: list[tuple[int, int]] = []  # (request, physical id) of the full blocks so far
+    for request, length in enumerate(shape.lengths):
+        entries[request, needed[request] :] = stale
+        for block in range(needed[request]):
+            tokens = min(shape.block_size, length - block * shape.block_size)
+            full = tokens == shape.block_size
+            sources = [p for i, p in whole if shape.ties or i != request]
+            chance = uniform()
+            physical = order.pop()
+            source = sources[int(uniform() * len(sources))] if sources else physical
+            centre = centres[int(uniform() * len(centres))]
+            k[physical], v[physical] = near(centre[0]), near(centre[1])
+            if full and sources:
+                if chance < 0.1:
+                    order.append(physical)
+                    physical = source
+                elif chance < 0.2:
+                    k[physical], v[physical] = k[source], v[source]
+                elif chance < 0.25:
+                    k[physical], v[physical] = -k[source], -v[source]
+                elif shape.ties and chance < 0.3:
+                    k[physical], v[physical] = 2 * k[source], 0.5 * v[source]
+                elif shape.ties and chance < 0.35:
+                    k[physical] = k[source]
+                elif shape.ties and chance < 0.4:
+                    k[physical] = 0.0
+                elif shape.ties and chance < 0.45:
+                    v[physical] = 0.0
+            if full:
+                whole.append((request, physical))
+            else:
+                for pool in (k, v):
+                    pool[physical].view(size)[tokens:] = float("nan")
+            entries[request, block] = physical
+    for unused in order:
+        k[unused], v[unused] = float("nan"), float("nan")
+    return PagedLayer(
+        k.view(-1, *size).to(shape.dtype),
+        v.view(-1, *size).to(shape.dtype),
+        BlockTable(
+            entries,
+            torch.tensor(shape.lengths, dtype=torch.int64),
+            torch.tensor(shape.domains, dtype=torch.int64),
+            shape.block_size,
+        ),
+    )
+
+
+def full_blocks(layer: PagedLayer) -> list[int]:
+    """Flat logical indices of the candidates."""
+    max_blocks = layer.table.entries.shape[1]
+    return [
+        i * max_blocks + b for i, full in enumerate(layer.table.full_blocks.tolist()) for b in range(full)
+    ]
+
+
+def vectors(pool: Tensor, entries: Tensor, logical: list[int]) -> Tensor:
+    """(n, block_dim) float64 of the blocks named by flat logical index."""
+    return pool[entries.flatten()[logical].long()].flatten(1).double()
+
+
+def similarities(pool: Tensor, entries: Tensor, logical: list[int]) -> Tensor:
+    """(n, n) float64 cosines of the blocks, at most 1; 0 where a block is zero."""
+    rows = vectors(pool, entries, logical)
+    norm = rows.norm(dim=1, keepdim=True)
+    rows = torch.where(norm > 0, rows / norm, 0.0)
+    return (rows @ rows.T).clamp(max=1.0)
+
+
+def score_matrix(layer: PagedLayer, criterion: str) -> Tensor:
+    """(n, n) float64 scores of the candidates."""
+    logical, entries = full_blocks(layer), layer.table.entries
+    score = similarities(layer.k, entries, logical)
+    if criterion == "both":
+        score = torch.minimum(score, similarities(layer.v, entries, logical))
+    return score
+
+
+def byte_groups(layer: PagedLayer) -> list[list[int]]:
+    """Flat logical indices of the candidates of one domain that must share, two or more to a group.
+
+    They are byte-equal and span two requests, or read one physical block to begin with.
+    """
+    groups: dict[tuple[int, bytes], list[int]] = {}
+    max_blocks = layer.table.entries.shape[1]
+    for a in full_blocks(layer):
+        physical = int(layer.table.entries.flatten()[a])
+        content = b"".join(
+            bytes(pool[physical].contiguous().view(torch.uint8).flatten().tolist())
+            for pool in (layer.k, layer.v)
+        )
+        groups.setdefault((int(layer.table.domains[a // max_blocks]), content), []).append(a)
+    found = []
+    for group in groups.values():
+        parts = [group]
+        if len({a // max_blocks for a in group}) == 1:
+            physical_ids = {int(layer.table.entries.flatten()[a]) for a in group}
+            parts = [
+                [a for a in group if int(layer.table.entries.flatten()[a]) == p] for p in sorted(physical_ids)
+            ]
+        found += [part for part in parts if len(part) > 1]
+    return found
+
+
+def decided(layer: PagedLayer, threshold: float, criterion: str) -> bool:
+    """Whether no score is close to the threshold, nor above it close to a rival in the same row."""
+    score = score_matrix(layer, criterion)
+    logical = full_blocks(layer)
+    max_blocks = layer.table.entries.shape[1]
+    first = {a: group[0] for group in byte_groups(layer) for a in group}
+    distinct = [n for n, a in enumerate(logical) if first.get(a, a) == a]
+    for n in distinct:
+        row = [float(score[n, m]) for m in distinct if logical[m] // max_blocks < logical[n] // max_blocks]
+        if any(abs(s - threshold) < CLOSE for s in row):
+            return False
+        above = sorted(s for s in row if s > threshold)
+        if any(b - a < CLOSE for a, b in pairwise(above)):
+            return False
+    return True
