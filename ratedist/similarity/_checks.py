@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ratedist.errors import InputError
 
-__all__ = ["DUPLICATE", "finite", "points", "positive", "probabilities", "sample_of", "share"]
+__all__ = ["DUPLICATE", "finite", "floats", "points", "positive", "probabilities", "sample_of", "share"]
 
 FloatArray = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def share(name: str, value: object, *, zero: bool = True, one: bool = True) -> f
 
 def points(s: ArrayLike, name: str = "s") -> FloatArray:
     """Where a law is evaluated: float64, without NaN."""
-    array = _floats(s, name)
+    array = floats(s, name)
     if np.isnan(array).any():
         raise InputError(name, float("nan"), "must not hold NaN")
     return array
@@ -55,7 +55,7 @@ def points(s: ArrayLike, name: str = "s") -> FloatArray:
 
 def probabilities(q: ArrayLike, name: str = "q") -> FloatArray:
     """Levels of quantiles: float64 in [0, 1]."""
-    array = _floats(q, name)
+    array = floats(q, name)
     wrong = ~((array >= 0) & (array <= 1))
     if wrong.any():
         raise InputError(name, float(array[wrong][0]), "must lie in [0, 1]")
@@ -77,7 +77,7 @@ def sample_of(
     (with ``duplicates`` false) holds exact duplicates: a score of 1, or more scores within 1e-5 of it than
     those beside explain.
     """
-    array = _floats(sample, name).ravel()
+    array = floats(sample, name).ravel()
     if array.size == 0:
         raise InputError(name, [], f"is empty; at least {needed} scores are needed {purpose}")
     wrong = ~np.isfinite(array)
@@ -126,7 +126,8 @@ def _duplicates(array: FloatArray) -> int:
     return near
 
 
-def _floats(value: ArrayLike, name: str) -> FloatArray:
+def floats(value: ArrayLike, name: str) -> FloatArray:
+    """``value`` as a float64 array."""
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

@@ -12,7 +12,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from ratedist.errors import InputError
-from ratedist.similarity._checks import DUPLICATE, finite, points, probabilities, share
+from ratedist.similarity._checks import DUPLICATE, finite, floats, points, probabilities, share
 from ratedist.similarity.base import PANELS, Fit, SimilarityLaw, invert
 from ratedist.similarity.empirical import NEEDED, Empirical
 from ratedist.similarity.registry import law_from_dict, register
@@ -139,8 +139,8 @@ class Joint:
 
         Raises InputError where the samples differ in number, and as the marginals' fits (the argument named).
         """
-        first = np.asarray(keys, dtype=np.float64).ravel()
-        second = np.asarray(values, dtype=np.float64).ravel()
+        first = floats(keys, "keys").ravel()
+        second = floats(values, "values").ravel()
         if first.size != second.size:
             raise InputError("values", f"{second.size} scores", f"must be one for each of {first.size} keys")
         for argument, scores in (("keys", first), ("values", second)):
@@ -297,7 +297,7 @@ class Minimum(SimilarityLaw):
     @classmethod
     def fit(cls, sample: ArrayLike) -> Fit[Self]:
         """Fit the joint law of ``sample`` (2, n): the scores of keys, and those of values."""
-        scores = np.asarray(sample, dtype=np.float64)
+        scores = floats(sample, "sample")
         if scores.ndim != 2 or scores.shape[0] != 2:
             raise InputError(
                 "sample", f"shape {scores.shape}", "must be (2, n): scores of keys, and of values"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ratedist.errors import InputError
-from ratedist.similarity._checks import DUPLICATE, points, probabilities, sample_of, share
+from ratedist.similarity._checks import DUPLICATE, floats, points, probabilities, sample_of, share
 from ratedist.similarity.base import Fit, SimilarityLaw, invert
 from ratedist.similarity.empirical import Empirical
 from ratedist.similarity.registry import law_from_dict, register
@@ -159,7 +159,7 @@ class Mixture(SimilarityLaw):
         Raises InputError as every fit (a class that is constant or too small is named by its label), and
         where labels do not match the sample. A sample of nothing but duplicates is a law: duplicates = 1.
         """
-        raw = np.asarray(sample, dtype=np.float64).ravel()
+        raw = floats(sample, "sample").ravel()
         if raw.size and np.all(raw == raw[0]) and raw[0] >= duplicate_at:
             return Fit(cls([], [], 1.0), {"duplicates": 0.0}, raw.size)
         scores = sample_of(sample, needed=2)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ratedist.errors import InputError
-from ratedist.similarity._checks import DUPLICATE, points, probabilities
+from ratedist.similarity._checks import DUPLICATE, floats, points, probabilities
 from ratedist.similarity.base import Fit, SimilarityLaw
 from ratedist.similarity.empirical import NEEDED, Empirical
 from ratedist.similarity.mixture import Mixture
@@ -179,7 +179,7 @@ class PositionMarked:
         Raises InputError where ``sample`` has another shape, holds NaN or infinity, ``by`` is unknown, or all
         cells together cannot be fitted.
         """
-        scores = np.asarray(sample, dtype=np.float64)
+        scores = floats(sample, "sample")
         if scores.ndim != 3 or scores.shape[1] != scores.shape[2] or scores.size == 0:
             raise InputError(
                 "sample", f"shape {scores.shape}", "must be (pairs of requests, positions, positions)"

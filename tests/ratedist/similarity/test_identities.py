@@ -35,7 +35,7 @@ def integral(
     if high > -1:
         cuts = np.concatenate([[max(low, -1.0), high], kinks, [law.support[1]]])
         cuts = np.arcsin(cuts[(cuts >= max(low, -1.0)) & (cuts <= high)])
-        edges = np.unique(np.concatenate([np.linspace(cuts.min(), cuts.max(), 1200), cuts]))
+        edges = np.unique(np.concatenate([np.linspace(cuts.min(), cuts.max(), 700), cuts]))
         half = 0.5 * np.diff(edges)[:, None]
         angle = edges[:-1, None] + half * (1 + NODES)
         s = np.sin(angle)
