@@ -31,15 +31,15 @@ _BLOCK_G = 16
 
 @kernel("k_pool", "v_pool")
 def _decode_kernel(
-    q,  # (requests, kv_heads * group, head_dim), dense
-    k_pool,  # (blocks, block_size, kv_heads, head_dim), dense in head_dim
-    v_pool,  # as k_pool, with its own strides
-    k_scale,  # (requests, max_blocks) float32
-    v_scale,  # (requests, max_blocks) float32
-    table,  # (requests, max_blocks) int32
-    lengths,  # (requests,) int64
-    out,  # (requests, kv_heads * group, head_dim), dense
-    lse,  # (requests, kv_heads * group) float32, dense
+    q: tl.tensor,  # (requests, kv_heads * group, head_dim), dense
+    k_pool: tl.tensor,  # (blocks, block_size, kv_heads, head_dim), dense in head_dim
+    v_pool: tl.tensor,  # as k_pool, with its own strides
+    k_scale: tl.tensor,  # (requests, max_blocks) float32
+    v_scale: tl.tensor,  # (requests, max_blocks) float32
+    table: tl.tensor,  # (requests, max_blocks) int32
+    lengths: tl.tensor,  # (requests,) int64
+    out: tl.tensor,  # (requests, kv_heads * group, head_dim), dense
+    lse: tl.tensor,  # (requests, kv_heads * group) float32, dense
     softmax_scale: tl.float32,
     group: tl.int32,
     head_units: tl.int32,
@@ -59,7 +59,7 @@ def _decode_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-):
+) -> None:
     request = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     head_dim = head_units * UNIT

@@ -27,15 +27,15 @@ _WORDS = {torch.int32: "i32", torch.int16: "i16"}
 
 @kernel("pool")
 def _block_norms_kernel(
-    pool,  # (blocks, dim) in rows of stride_units
-    norm,  # (blocks,) float32
+    pool: tl.tensor,  # (blocks, dim) in rows of stride_units
+    norm: tl.tensor,  # (blocks,) float32
     blocks: tl.int32,
     dim_units: tl.int32,
     stride_units: tl.int64,
     UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+) -> None:
     block = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row = block.to(tl.int64) * stride_units * UNIT
     dim = dim_units * UNIT
@@ -51,16 +51,16 @@ def _block_norms_kernel(
 
 @kernel("pool", "out")
 def _gather_kernel(
-    pool,  # (blocks, dim) words in rows of stride_units
-    ids,  # (chosen,) int64
-    out,  # (chosen, dim) words, dense
+    pool: tl.tensor,  # (blocks, dim) words in rows of stride_units
+    ids: tl.tensor,  # (chosen,) int64
+    out: tl.tensor,  # (chosen, dim) words, dense
     chosen: tl.int32,
     dim_units: tl.int32,
     stride_units: tl.int64,
     UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+) -> None:
     target = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = target < chosen
     source = tl.load(ids + target, mask=exists, other=0)

@@ -58,7 +58,7 @@ def kernel(*aligned: str) -> Callable[[Callable[..., None]], Any]:
 
 
 @triton.jit
-def _probe():
+def _probe() -> None:
     pass
 
 

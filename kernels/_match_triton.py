@@ -33,18 +33,18 @@ _BEYOND = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def _scores(
-    pool,
-    norm,
-    row_id,  # (BLOCK_M,) int64
-    col_id,  # (BLOCK_N,) int64
-    dim_units,
-    stride_units,
+    pool: tl.tensor,
+    norm: tl.tensor,
+    row_id: tl.tensor,  # (BLOCK_M,) int64
+    col_id: tl.tensor,  # (BLOCK_N,) int64
+    dim_units: tl.tensor,
+    stride_units: tl.tensor,
     UNIT: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+) -> tl.tensor:
     """(BLOCK_M, BLOCK_N) float32 cosine similarities, 0 where a norm is 0."""
     row = row_id * stride_units * UNIT
     col = col_id * stride_units * UNIT
@@ -69,14 +69,14 @@ def _scores(
 
 @kernel("k_pool", "v_pool")
 def _best_match_kernel(
-    k_pool,  # (blocks, dim) in rows of k_stride_units
-    v_pool,  # (blocks, dim) in rows of v_stride_units; not read unless BOTH
-    k_norm,  # (blocks,) float32
-    v_norm,  # (blocks,) float32; not read unless BOTH
-    rows,  # (row_count,) int64 physical ids
-    cols,  # (col_count,) int64 physical ids
-    score,  # (splits, row_count) float32
-    position,  # (splits, row_count) int32
+    k_pool: tl.tensor,  # (blocks, dim) in rows of k_stride_units
+    v_pool: tl.tensor,  # (blocks, dim) in rows of v_stride_units; not read unless BOTH
+    k_norm: tl.tensor,  # (blocks,) float32
+    v_norm: tl.tensor,  # (blocks,) float32; not read unless BOTH
+    rows: tl.tensor,  # (row_count,) int64 physical ids
+    cols: tl.tensor,  # (col_count,) int64 physical ids
+    score: tl.tensor,  # (splits, row_count) float32
+    position: tl.tensor,  # (splits, row_count) int32
     row_count: tl.int32,
     col_count: tl.int32,
     cols_per_split: tl.int32,
@@ -89,7 +89,7 @@ def _best_match_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+) -> None:
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_id = tl.load(rows + row, mask=row < row_count, other=0)
     first = tl.program_id(1) * cols_per_split
