@@ -187,8 +187,7 @@ def _blocks(
 ) -> Float32Array:
     """(blocks, *shape): n·R(α·m + √(1 − α²)·e), with e mixed from the levels of each block."""
     residual = _mix(coordinates * np.sqrt(side.spectrum).astype(np.float32), weights)
-    if side.basis is not None:
-        residual = residual @ side.basis
+    residual = _embed(side, residual)
     mean = side.mean[np.minimum(homes, len(side.mean) - 1)]
     residual -= np.einsum("br,br->b", residual, mean)[:, None] * mean
     residual /= np.linalg.norm(residual, axis=1, keepdims=True)
@@ -201,6 +200,16 @@ def _blocks(
     blocks = (blocks * size.astype(np.float32)[:, None]).reshape(-1, *shape)
     block_size = shape[0]
     return blocks if side.rotary is None else side.rotary.turn(blocks, homes * block_size)
+
+
+def _embed(side: Side, coordinates: Float32Array) -> Float32Array:
+    """(blocks, r) residuals from their (blocks, K + A) coordinates."""
+    count = len(side.basis)
+    if count == 0 and side.axes.size == coordinates.shape[1] == side.mean.shape[1]:
+        return coordinates
+    residual = np.zeros((len(coordinates), side.mean.shape[1]), dtype=np.float32)
+    residual[:, side.axes] = coordinates[:, count:]
+    return residual + (coordinates[:, :count] - residual @ side.basis.T) @ side.basis
 
 
 def _mix(levels: Float32Array, weights: FloatArray) -> Float32Array:

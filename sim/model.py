@@ -12,7 +12,7 @@ from ratedist.sim.content import ContentProcess, NamedContent
 from ratedist.sim.parameters import BlockParameters
 from ratedist.sim.rotary import Rotary
 
-__all__ = ["BlockModel", "Side"]
+__all__ = ["BlockModel", "Side", "orthonormal_rows"]
 
 Float32Array = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
@@ -28,8 +28,10 @@ class Side:
         mean: (positions, r) float32; unit direction of the mean of each position, or zero where there is none.
         alignment: (positions,) mean cosine of a block with its position's mean.
         alignment_spread: standard deviation of that cosine over blocks.
-        spectrum: (D,) shares of the residual's variance along ``basis``; sums to 1.
-        basis: (D, r) float32 orthonormal rows that span the residual; None: D = r, the coordinates themselves.
+        spectrum: (K + A,) shares of the residual's variance, first along ``basis``, then along ``axes``; sums
+            to 1.
+        basis: (K, r) float32 orthonormal rows; K may be 0.
+        axes: (A,) coordinates of R^r that carry the rest of the residual (less its part along ``basis``).
         log_norm: (positions,) mean logarithm of the norm.
         log_norm_spread: its standard deviation over blocks.
         rotary: what turns blocks by their position; None: nothing.
@@ -39,18 +41,16 @@ class Side:
     alignment: FloatArray
     alignment_spread: float
     spectrum: FloatArray
-    basis: Float32Array | None
+    basis: Float32Array
+    axes: NDArray[np.int64]
     log_norm: FloatArray
     log_norm_spread: float
     rotary: Rotary | None
 
     def __post_init__(self) -> None:
-        r = self.mean.shape[-1]
-        shape = (self.spectrum.size, r)
-        if self.basis is None and self.spectrum.size != r:
-            raise InputError("spectrum", self.spectrum.size, f"must have r = {r} shares where no basis is given")
-        if self.basis is not None and self.basis.shape != shape:
-            raise InputError("basis", self.basis.shape, f"must have shape {shape}: (shares, r)")
+        shape = (self.spectrum.size - self.axes.size, self.mean.shape[-1])
+        if self.basis.shape != shape:
+            raise InputError("basis", self.basis.shape, f"must have shape {shape}: (shares without an axis, r)")
         if self.spectrum.min() < 0 or not np.isclose(self.spectrum.sum(), 1):
             raise InputError("spectrum", float(self.spectrum.sum()), "must be shares that sum to 1")
 
@@ -164,16 +164,18 @@ def _side(
         mean += np.float32(np.sqrt(common / total)) * fixed[0]
         if positions:
             mean += np.float32(np.sqrt(position / total)) * fixed[1:]
-    basis = None
+    basis, axes = np.zeros((0, r), dtype=np.float32), np.arange(r)
     if dimension is not None:
         basis = orthonormal_rows(rng, dimension, r, beside=fixed[: positions + 1] if total > 0 else None)
-    size = r if dimension is None else dimension
+        axes = axes[:0]
+    size = len(basis) + axes.size
     return Side(
         mean=mean,
         alignment=np.full(1, np.sqrt(total)),
         alignment_spread=spread,
         spectrum=np.full(size, 1 / size),
         basis=basis,
+        axes=axes,
         log_norm=log_norm,
         log_norm_spread=log_norm_spread,
         rotary=rotary,

@@ -1,0 +1,120 @@
+"""How often the next draw is of a kind never drawn before: Pitman-Yor processes, and contexts that decide."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["PitmanYor", "Succession", "fit_pitman_yor", "fit_succession"]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PitmanYor:
+    """After n draws of K different kinds the next is new with chance (θ + dK)/(θ + n), else of kind k by n_k − d.
+
+    d in [0, 1): K grows as n^d (d > 0) or θ·ln n (d = 0). With d < 0 and θ = −d·M there are M kinds in all.
+    Source: J. Pitman and M. Yor, Annals of Probability 25 (1997) 855; the partition's probability is the
+    exchangeable one of J. Pitman, Probability Theory and Related Fields 102 (1995) 145.
+
+    Attributes:
+        discount: d.
+        strength: θ > −d.
+    """
+
+    discount: float
+    strength: float
+
+    def new(self, draws: int, kinds: int) -> float:
+        """Chance that the next draw is of a new kind."""
+        if draws == 0:
+            return 1.0
+        return min(1.0, max(0.0, (self.strength + self.discount * kinds) / (self.strength + draws)))
+
+    def log_likelihood(self, sizes: ArrayLike) -> float:
+        """Log probability of a partition into groups of these sizes.
+
+        Test: tests/sim/test_popularity.py::test_likelihood_is_the_product_of_the_draws.
+        """
+        one = (np.array([self.discount]), np.array([self.strength]))
+        return float(_log_likelihood(np.asarray(sizes, dtype=np.float64), *one)[0])
+
+
+@dataclass(frozen=True)
+class Succession:
+    """What follows a context: with chance ``sure`` always the same, else draws of a Pitman-Yor process.
+
+    Attributes:
+        sure: chance that a context decides its successor.
+        law: successors of the contexts that do not.
+    """
+
+    sure: float
+    law: PitmanYor
+
+    def new(self, draws: int, kinds: int) -> float:
+        """Chance that the next successor is none of the ``kinds`` seen in ``draws`` after this context."""
+        if kinds != 1:
+            return self.law.new(draws, kinds)
+        # All draws agreed: Bayes' rule between a context that decides and one that happened to agree.
+        chance = (1 - self.sure) * float(np.exp(self.law.log_likelihood([draws])))
+        return chance / max(chance + self.sure, 1e-300) * self.law.new(draws, 1)
+
+
+def fit_pitman_yor(partitions: Sequence[Sequence[int]]) -> PitmanYor:
+    """Maximum likelihood from partitions (group sizes each) that share d and θ.
+
+    A grid (libraries of finite size included): the likelihood is smooth and the data are few, so more digits
+    would mean nothing. Partitions of one draw say nothing; without others every draw is taken to be new.
+    Test: tests/sim/test_popularity.py::test_fit_recovers_the_growth.
+    """
+    return _fit(partitions, np.zeros(1)).law
+
+
+def fit_succession(partitions: Sequence[Sequence[int]]) -> Succession:
+    """Maximum likelihood from the successors' counts after each context; see ``fit_pitman_yor``."""
+    return _fit(partitions, np.array([0.0, 0.02, 0.05, *np.arange(0.1, 0.95, 0.1), 0.95, 0.98, 0.99, 0.999]))
+
+
+def _fit(partitions: Sequence[Sequence[int]], sure: FloatArray) -> Succession:
+    kinds = Counter(tuple(sorted(sizes)) for sizes in partitions if sum(sizes) > 1)
+    if not kinds:
+        return Succession(0.0, PitmanYor(0.999, 1.0))
+    discount, strength = _candidates(
+        max(sum(sizes) for sizes in kinds), max(len(sizes) for sizes in kinds)
+    )
+    total = np.zeros((sure.size, discount.size))
+    with np.errstate(divide="ignore"):
+        log_sure, log_branch = np.log(sure)[:, None], np.log1p(-sure)[:, None]
+    for sizes, times in kinds.items():
+        value = log_branch + _log_likelihood(np.array(sizes, dtype=np.float64), discount, strength)
+        total += times * (np.logaddexp(value, log_sure) if len(sizes) == 1 else value)
+    at_sure, at = np.unravel_index(int(total.argmax()), total.shape)
+    return Succession(float(sure[at_sure]), PitmanYor(float(discount[at]), float(strength[at])))
+
+
+def _candidates(draws: int, kinds: int) -> tuple[FloatArray, FloatArray]:
+    discounts = np.array([*np.arange(0.0, 1.0, 0.05), 0.98, 0.999])
+    strengths = np.geomspace(1e-3, 100.0 * draws, 41)
+    open_d, open_t = (grid.ravel() for grid in np.meshgrid(discounts, strengths))
+    libraries = np.unique(np.round(kinds * np.geomspace(1, 30, 40)))
+    shares, sizes = (grid.ravel() for grid in np.meshgrid([0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0], libraries))
+    return np.concatenate([open_d, -shares]), np.concatenate([open_t - open_d, shares * sizes])
+
+
+def _log_likelihood(sizes: FloatArray, discount: FloatArray, strength: FloatArray) -> FloatArray:
+    """(candidates,) log probability of one partition under each (discount, strength)."""
+    gammaln = scipy.special.gammaln
+    kinds = np.arange(1, sizes.size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        opened = np.log(np.maximum(strength[:, None] + discount[:, None] * kinds, 0)).sum(axis=1)
+    closed = gammaln(strength + sizes.sum()) - gammaln(strength + 1)
+    values, times = np.unique(sizes, return_counts=True)
+    grown = (times * (gammaln(values - discount[:, None]) - gammaln(1 - discount[:, None]))).sum(axis=1)
+    return np.asarray(opened - closed + grown)
