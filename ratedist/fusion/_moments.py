@@ -23,17 +23,17 @@ IntArray = NDArray[np.int64]
 # A block that is certain to match leaves this chance, so that exponents stay finite.
 _CERTAIN = 1 - 1e-12
 _TINY = 1e-300
+# Success of the binomial that stands in for a Poisson number; it changes the log by half of that, relatively.
+_POISSON = 1e-9
 
 
 def log_void_rate(chance: FloatArray, binomial: FloatArray) -> FloatArray:
     """ln(1 − πx)/π, the log of E[(1 − x)^N] per expected representative, N binomial with success π.
 
-    π = 1 is a certain number of representatives, π = 0 a Poisson one, π < 0 a negative binomial.
+    π = 1 is a certain number of representatives, π near 0 a Poisson one, π < 0 a negative binomial.
     """
-    product = binomial * chance
-    series = -chance * (1 + product * (0.5 + product / 3))
-    close = np.abs(product) < 1e-5
-    return np.where(close, series, np.log1p(-np.where(close, 0.5, product)) / np.where(close, 1.0, binomial))
+    safe = np.where(np.abs(binomial) < _POISSON, _POISSON, binomial)
+    return np.log1p(-safe * chance) / safe
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Void:
 
     Attributes:
         mean: E[v], v the uncovered share.
+        hit: 1 − E[v], with its digits where that is small.
         square: E[v²].
         slope: −d ln v per representative.
         covariance: Cov(N, v), not above 0.
@@ -52,6 +53,7 @@ class Void:
     """
 
     mean: FloatArray
+    hit: FloatArray
     square: FloatArray
     slope: FloatArray
     covariance: FloatArray
@@ -121,11 +123,13 @@ class Problem:
             chance = np.broadcast_to(self.chance, mean.shape)
             slope = np.broadcast_to(self.plain_slope, mean.shape)
             weight = correction = np.ones_like(mean)
-        share = np.exp(np.minimum(mean * (slope + log_void_rate(chance, binomial)) - logarithm, 0.0))
+        log_share = np.minimum(mean * (slope + log_void_rate(chance, binomial)) - logarithm, 0.0)
+        share = np.exp(log_share)
         twice = chance * (2 - chance)
         square = np.exp(np.minimum(mean * (2 * slope + log_void_rate(twice, binomial)) - 2 * logarithm, 0.0))
         return Void(
             mean=share,
+            hit=-np.expm1(log_share),
             square=np.clip(square, share**2, share),
             slope=slope,
             covariance=-variance * share * chance / (1 - binomial * chance),
@@ -142,17 +146,26 @@ class Problem:
         tail = self.tail.reshape(spread)
         if not self.has_core:
             return self.plain_tail_slope.reshape(spread), tail
-        closeness = self.tail_transitivity.reshape(spread) - self.tail_crowding.reshape(spread) * logarithm
-        chance = np.minimum(tail * np.exp(logarithm * np.maximum(closeness, 0.0)), _CERTAIN)
-        return -np.log1p(-chance), chance
+        work = self.tail_crowding.reshape(spread) * logarithm
+        np.subtract(self.tail_transitivity.reshape(spread), work, out=work)
+        np.maximum(work, 0.0, out=work)
+        work *= logarithm
+        np.exp(work, out=work)
+        work *= tail
+        chance = np.minimum(work, _CERTAIN, out=work)
+        slope = np.log1p(-chance)
+        return np.negative(slope, out=slope), chance
 
     def matched(
         self, mean: FloatArray, void: Void, tail_logarithm: FloatArray, slope: FloatArray, chance: FloatArray
     ) -> FloatArray:
         """P(best match > s) at the nodes, (K, …, T)."""
-        return -np.expm1(
-            np.minimum(mean * (slope + log_void_rate(chance, void.binomial)) - tail_logarithm, 0.0)
-        )
+        exponent = slope + log_void_rate(chance, void.binomial)
+        exponent *= mean
+        exponent -= tail_logarithm
+        np.minimum(exponent, 0.0, out=exponent)
+        np.expm1(exponent, out=exponent)
+        return np.negative(exponent, out=exponent)
 
     def similarity(self, absorbed: FloatArray, matched: FloatArray) -> tuple[FloatArray, FloatArray]:
         """E[c; absorbed] and E[c²; absorbed], c = (s − baseline)/(1 − baseline), by integration by parts."""
@@ -194,14 +207,25 @@ class Problem:
             np.concatenate([absorbed[None], weights]),
         )
         return FusionResult(
-            variant, self.thresholds, self.blocks, kept, std, *band, matches, *direct, *against_final
+            variant,
+            self.thresholds,
+            self.blocks,
+            int(low),
+            kept,
+            std,
+            *band,
+            matches,
+            *direct,
+            *against_final,
         )
 
     def _moments(
         self, absorbed: FloatArray, first: FloatArray, second: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            c, c2 = first / absorbed, second / absorbed
+        some = absorbed > 0
+        c, c2 = (
+            np.divide(sums, absorbed, out=np.full_like(sums, np.nan), where=some) for sums in (first, second)
+        )
         base, scale = self.baseline, 1 - self.baseline
         return base + scale * c, base**2 + 2 * base * scale * c + scale**2 * c2
 

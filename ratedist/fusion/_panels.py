@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ FloatArray = NDArray[np.float64]
 _PANELS = 5  # up to the score that no representative reaches, and one beyond it
 _NODES = 5
 _TABLE = 400
-_BEYOND = 7.0  # e^−7: share of a block's matches that the last panel holds at most
+_BEYOND = 10.0  # e^−10: share of the matches at the threshold that the last panel holds at most
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,20 @@ def panels(law: SimilarityLaw, thresholds: FloatArray, most: FloatArray) -> Pane
     edges = np.interp(inner, exponent, grid)
     edges[0] = thresholds
     edges = np.maximum.accumulate(np.concatenate([edges, np.ones((1, thresholds.size))]), axis=0)
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    nodes, weights = (nodes + 1) / 2, weights / 2
+    nodes, weights, derivative = _rule()
     width = np.diff(edges, axis=0)
     scores = edges[:-1, None] + width[:, None] * nodes[:, None]
     lengths = width[:, None] * weights[:, None]
     shape = (-1, thresholds.size)
-    return Panels(scores.reshape(shape), lengths.reshape(shape), _derivative(nodes), width)
+    return Panels(scores.reshape(shape), lengths.reshape(shape), derivative, width)
+
+
+@cache
+def _rule() -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Nodes and weights on [0, 1], and the matrix that differentiates at the nodes."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    return nodes, weights, _derivative(nodes)
 
 
 def _derivative(nodes: FloatArray) -> FloatArray:

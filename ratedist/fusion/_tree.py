@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Level", "tree_levels"]
+__all__ = ["Level", "kinds_of", "tree_levels"]
 
 IntArray = NDArray[np.int64]
 
@@ -29,6 +29,15 @@ class Level:
     passed: int | None
 
 
+def kinds_of(values: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """The different values, the row of each entry among them, and how often each occurs."""
+    if (
+        values[0] == values[-1] and (values == values[0]).all()
+    ):  # by far the most frequent case, without a sort
+        return values[:1], np.zeros(values.size, dtype=np.int64), np.array([values.size])
+    return np.unique(values, return_inverse=True, return_counts=True)
+
+
 def tree_levels(kinds: IntArray) -> list[Level]:
     """Levels of the tree over units of the given kinds (row of each unit's state), from the leaves up.
 
@@ -38,10 +47,11 @@ def tree_levels(kinds: IntArray) -> list[Level]:
     levels = []
     while kinds.size > 1:
         pairs = kinds[: kinds.size // 2 * 2].reshape(-1, 2)
-        unique, inverse, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
         passed = int(kinds[-1]) if kinds.size % 2 else None
-        levels.append(Level(unique[:, 0], unique[:, 1], count, passed))
-        kinds = inverse.ravel()
+        base = int(kinds.max()) + 1
+        unique, inverse, count = kinds_of(pairs[:, 0] * base + pairs[:, 1])
+        levels.append(Level(unique // base, unique % base, count, passed))
+        kinds = inverse
         if passed is not None:
-            kinds = np.append(kinds, unique.shape[0])
+            kinds = np.append(kinds, unique.size)
     return levels

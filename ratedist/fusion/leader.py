@@ -58,8 +58,9 @@ def leader(
         def observe(state: FloatArray, weight: float, blocks: int = blocks) -> None:
             void = problem.void(state[0], state[1], state[2])
             slope, chance = problem.tail_slope(state[2])
-            absorbed.__iadd__(weight * blocks * (1 - void.mean))
-            matched.__iadd__(weight * blocks * problem.matched(state[0], void, state[3:], slope, chance))
+            nonlocal absorbed, matched
+            absorbed += weight * blocks * void.hit
+            matched += weight * blocks * problem.matched(state[0], void, state[3:], slope, chance)
 
         state = advance(state, sum(1 for _ in run), step, observe)
     return problem.result("leader", state[0], state[1], absorbed, matched, None)

@@ -45,6 +45,7 @@ class FusionResult:
         variant: name of the recursion.
         thresholds: (T,).
         blocks: candidate blocks in all units.
+        least: the fewest that can be kept: the blocks of the largest unit.
         kept: (T,) expected kept blocks.
         kept_std: (T,) standard deviation of kept blocks.
         kept_low, kept_high: (T,) whole numbers that hold kept blocks with a chance near 90 %.
@@ -57,6 +58,7 @@ class FusionResult:
     variant: str
     thresholds: FloatArray
     blocks: int
+    least: int
     kept: FloatArray
     kept_std: FloatArray
     kept_low: FloatArray
@@ -66,6 +68,10 @@ class FusionResult:
     direct_similarity2: FloatArray
     final_similarity: FloatArray
     final_similarity2: FloatArray
+
+    def band(self, level: float) -> tuple[FloatArray, FloatArray]:
+        """(T,) each: whole numbers that hold kept blocks with a chance near ``level``, within (0, 1)."""
+        return prediction_band(self.kept, self.kept_std, low=self.least, high=self.blocks, level=level)
 
     @property
     def absorbed(self) -> FloatArray:
@@ -143,18 +149,20 @@ def prediction_band(
         low, high: bounds that the count cannot leave.
         level: chance to aim at, within (0, 1).
     """
+    if not 0 < level < 1:
+        raise InputError("level", level, "must lie between 0 and 1")
     half = float(scipy.special.ndtri(0.5 + level / 2))
     spread = np.maximum(std, 1e-9)
     lows = np.floor(mean - half * std + 0.5) + np.array([0.0, 1.0])[:, None]
     highs = np.ceil(mean + half * std - 0.5) + np.array([0.0, -1.0])[:, None]
     best = np.full(mean.shape, np.inf)
     chosen = np.empty((2, *mean.shape))
-    for a in lows:
-        for b in highs:
-            a, b = np.clip(a, low, high), np.clip(np.maximum(a, b), low, high)
-            upper = np.where(b >= high, 1.0, scipy.special.ndtr((b + 0.5 - mean) / spread))
-            lower = np.where(a <= low, 0.0, scipy.special.ndtr((a - 0.5 - mean) / spread))
-            miss = np.abs(upper - lower - level)
+    lows, highs = np.clip(lows, low, high), np.clip(highs, low, high)
+    below = np.where(lows <= low, 0.0, scipy.special.ndtr((lows - 0.5 - mean) / spread))
+    up_to = np.where(highs >= high, 1.0, scipy.special.ndtr((highs + 0.5 - mean) / spread))
+    for a, lower in zip(lows, below, strict=True):
+        for b, upper in zip(highs, up_to, strict=True):
+            miss = np.where(a <= b, np.abs(upper - lower - level), 2.0)
             better = miss < best - 1e-12
             best = np.where(better, miss, best)
             chosen = np.where(better, [a, b], chosen)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from ratedist.fusion._moments import Problem, Void, log_void_rate
-from ratedist.fusion._tree import tree_levels
+from ratedist.fusion._tree import kinds_of, tree_levels
 from ratedist.fusion.hardcore import HardCore
 from ratedist.fusion.result import FusionResult
 from ratedist.similarity.base import SimilarityLaw
@@ -18,7 +17,7 @@ __all__ = ["tree"]
 
 FloatArray = NDArray[np.float64]
 
-# Rows of a state before ℓ by score: E N, Var N, ℓ, members, Σ c and Σ c² over members against their
+# Rows of a state before ℓ by score: E N, Var N, ℓ, absorbed members, Σ c and Σ c² over these against their
 # representative.
 _MEAN, _VARIANCE, _LOG, _MEMBERS, _FIRST, _SECOND, _TAIL = range(7)
 
@@ -48,36 +47,36 @@ def tree(
         InputError: an argument outside its domain.
     """
     problem = Problem(law, np.asarray(units), thresholds, hard_core, baseline)
-    kinds, index = np.unique(problem.units, return_inverse=True)
+    kinds, index, _ = kinds_of(problem.units)
     state = _leaves(problem, kinds.astype(np.float64))
     absorbed = np.zeros(problem.count)
     matched = np.zeros_like(problem.panels.scores)
     for level in tree_levels(index):
         left, right = state[:, level.left], state[:, level.right]
-        merged, by_score = _merge(problem, left, right)
-        lost = right[_MEAN] + left[_MEAN] - merged[_MEAN]
+        merged, lost, by_score = _merge(problem, left, right)
         absorbed += level.count @ lost
         matched += np.einsum("u,kut->kt", level.count.astype(np.float64), by_score)
         if level.passed is not None:
             merged = np.concatenate([merged, state[:, [level.passed]]], axis=1)
         state = merged
     top = state[:, 0]
-    # Representatives stand at c = 1 to themselves.
-    final = top[_FIRST] - top[_MEAN], top[_SECOND] - top[_MEAN]
+    final = top[_FIRST], top[_SECOND]
     return problem.result("tree", top[_MEAN], top[_VARIANCE], absorbed, matched, final)
 
 
 def _leaves(problem: Problem, blocks: FloatArray) -> FloatArray:
     """States (rows, U, T) of units that have not been merged."""
     state = np.zeros((_TAIL + problem.panels.scores.shape[0], blocks.size, problem.count))
-    state[[_MEAN, _MEMBERS, _FIRST, _SECOND]] = blocks[:, None]
+    state[_MEAN] = blocks[:, None]
     state[_LOG] = blocks[:, None] * problem.plain_slope
     state[_TAIL:] = blocks[:, None] * problem.plain_tail_slope[:, None]
     return state
 
 
-def _merge(problem: Problem, left: FloatArray, right: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """State after a merge, and the blocks it absorbs by score (K, U, T)."""
+def _merge(
+    problem: Problem, left: FloatArray, right: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """State after a merge, the blocks it absorbs (U, T), and those by score (K, U, T)."""
     void = problem.void(left[_MEAN], left[_VARIANCE], left[_LOG])
     arriving, spread = right[_MEAN], right[_VARIANCE]
     stays = arriving * void.mean
@@ -99,13 +98,18 @@ def _merge(problem: Problem, left: FloatArray, right: FloatArray) -> tuple[Float
     merged[_LOG] = left[_LOG] + growth * void.slope
     merged[_TAIL:] = left[_TAIL:] + growth * slope
 
-    first, second = problem.similarity(1 - void.mean, by_score)
-    merged[_MEMBERS] = left[_MEMBERS] + right[_MEMBERS]
-    merged[_FIRST] = left[_FIRST] + right[_FIRST] * (void.mean + first)
+    first, second = problem.similarity(void.hit, by_score)
+    absorbed = arriving * void.hit
+    merged[_MEMBERS] = left[_MEMBERS] + right[_MEMBERS] + absorbed
+    # An absorbed representative stands at c = 1 to itself, its members at the product along the path.
+    merged[_FIRST] = left[_FIRST] + right[_FIRST] * void.mean + (arriving + right[_FIRST]) * first
     # c² of a product of independent directions: c₁²c₂² plus what the parts across the path add.
-    across = (right[_MEMBERS] - right[_SECOND]) * (1 - void.mean - second) * problem.scatter
-    merged[_SECOND] = left[_SECOND] + right[_SECOND] * (void.mean + second) + across
-    return merged, by_score * arriving
+    across = (right[_MEMBERS] - right[_SECOND]) * (void.hit - second) * problem.scatter
+    merged[_SECOND] = (
+        left[_SECOND] + right[_SECOND] * void.mean + (arriving + right[_SECOND]) * second + across
+    )
+    by_score *= arriving
+    return merged, absorbed, by_score
 
 
 def _growth(problem: Problem, void: Void, right: FloatArray) -> FloatArray:
@@ -130,8 +134,15 @@ def _growth(problem: Problem, void: Void, right: FloatArray) -> FloatArray:
 
 
 def _binomial_of_void(mean: FloatArray, logarithm: FloatArray) -> FloatArray:
-    """π of the binomial with this mean and chance e^−ℓ of 0: ln(1 − π)/π = −ℓ/mean, by Lambert's function."""
+    """π of the binomial with this mean and chance e^−ℓ of 0.
+
+    With x = −ln(1 − π) it solves x/(1 − e^−x) = ℓ/mean, which is convex, so that Newton's method converges.
+    """
     ratio = np.divide(logarithm, mean, out=np.ones_like(mean), where=mean > 0)
-    branch = np.where(ratio > 1, 0, -1)
-    root = scipy.special.lambertw(-ratio * np.exp(-ratio), branch).real
-    return np.clip(1 + root / ratio, -20.0, 1 - 1e-12)
+    x = 2 * (ratio - 1)
+    flat = np.abs(x) < 1e-4
+    x = np.where(flat, 1.0, np.minimum(x, ratio))
+    for _ in range(5):
+        rest = -np.expm1(-x)
+        x = np.maximum(x - (x / rest - ratio) * rest**2 / (rest - x * (1 - rest)), -3.0)
+    return np.where(flat, 2 * (ratio - 1), -np.expm1(-x))
