@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ _START = -1
 # Two contents decide better than one what comes next: one alone may occur in several texts.
 _Context = tuple[int, int]
 _BEGIN: _Context = (_START, _START)
+_ContextT = TypeVar("_ContextT", bound=Hashable)
 # A new number is never one of the sample's.
 _FRESH = 1 << 40
 
@@ -38,19 +40,19 @@ class ObservedContent:
     positions: list[IntArray]
 
 
-class _Follow:
+class _Follow(Generic[_ContextT]):
     """Which successors were seen after a context, and how often."""
 
     def __init__(self) -> None:
-        self.after: dict[Hashable, dict[int, int]] = {}
+        self.after: dict[_ContextT, dict[int, int]] = {}
 
-    def add(self, context: Hashable, successor: int) -> bool:
+    def add(self, context: _ContextT, successor: int) -> bool:
         """Count one; True where this successor is new to the context."""
         seen = self.after.setdefault(context, {})
         seen[successor] = seen.get(successor, 0) + 1
         return seen[successor] == 1
 
-    def partitions(self, *, only: Hashable = None, without: Hashable = None) -> list[list[int]]:
+    def partitions(self, *, only: _ContextT | None = None, without: _ContextT | None = None) -> list[list[int]]:
         """Successors' counts of every context, or of one, or of all but one."""
         return [
             list(seen.values())
@@ -103,12 +105,15 @@ class _State:
 
     def __init__(self, observed: ObservedContent) -> None:
         self.levels = observed.groups[0].shape[1]
-        # Successors of two contents, of one; contents turned to at a position; blocks of a content after a block.
-        self.after_two, self.after_one, self.at, self.exact = _Follow(), _Follow(), _Follow(), _Follow()
+        # Successors of two contents and of one; contents turned to at a position; blocks of a content after a block.
+        self.after_two: _Follow[_Context] = _Follow()
+        self.after_one: _Follow[int] = _Follow()
+        self.at: _Follow[int] = _Follow()
+        self.exact: _Follow[tuple[int, int]] = _Follow()
         # Contents that were turned to, with the number of positions at which they were.
         self.library: dict[int, int] = {}
         # Children of a group: of level l + 1 within level l; the last level's children are exact blocks.
-        self.within = [_Follow() for _ in range(self.levels)]
+        self.within: list[_Follow[tuple[int, int]]] = [_Follow() for _ in range(self.levels)]
         self.rows: dict[int, tuple[IntArray, int]] = {}
         self.fresh = _FRESH
         contents = [groups[:, 0].tolist() for groups in observed.groups]
@@ -187,16 +192,28 @@ class _State:
             turn = again is None or len(seen or ()) > 1
         if again is not None:
             return again, turn
-        gone = seen or {}
-        here = {key: count for key, count in self.at.after.get(position, {}).items() if key not in gone}
-        there = _again(here, self.stands, rng)
-        if there is not None:
-            return there, True
-        choices = {key: n for key, n in self.library.items() if key not in gone and key not in here}
+        gone = dict(seen or {})
+        wider = {key: n for key, n in self.after_one.after.get(context[1], {}).items() if key not in gone}
+        for choices, other in ((wider, self.follows_one), (self.at.after.get(position, {}), self.stands)):
+            left = {key: n for key, n in choices.items() if key not in gone}
+            chosen = _again(left, other, rng)
+            if chosen is not None:
+                return chosen, True
+            gone |= left
         chance = self.turns.new(sum(self.library.values()), len(self.library))
-        if not choices or rng.random() < chance:
+        near = {key: weight for key, weight in self._near(position).items() if key not in gone}
+        if not near or rng.random() < chance:
             return None, True
-        return _pick(choices, self.turns.discount, rng), True
+        return _pick(near, 0.0, rng), True
+
+    def _near(self, position: int) -> dict[int, float]:
+        """Contents that were turned to, weighted by how near to this position."""
+        weights: dict[int, float] = {}
+        for other, counts in self.at.after.items():
+            weight = 1 / (1 + abs(position - other)) ** 2
+            for content, count in counts.items():
+                weights[content] = weights.get(content, 0.0) + weight * count
+        return weights
 
     def _turning(self, age: int) -> float:
         went_on, turned = self.by_age.get(age, (0, 0))
@@ -226,7 +243,8 @@ class _State:
 
 def _turns(contents: list[list[int]]) -> list[list[bool]]:
     """Whether each block's content is turned to, rather than what always follows the content before it."""
-    one, two = _Follow(), _Follow()
+    one: _Follow[int] = _Follow()
+    two: _Follow[_Context] = _Follow()
     before: dict[int, set[int]] = {}
     walks = []
     for request in contents:
@@ -254,7 +272,7 @@ def _again(seen: dict[int, int] | None, law: Succession, rng: np.random.Generato
     return _pick(seen, law.law.discount, rng)
 
 
-def _pick(counts: dict[int, int], discount: float, rng: np.random.Generator) -> int:
+def _pick(counts: Mapping[int, float], discount: float, rng: np.random.Generator) -> int:
     keys = list(counts)
     steps = np.cumsum(np.array([counts[key] for key in keys], dtype=np.float64) - discount)
     return keys[min(int(np.searchsorted(steps, rng.random() * steps[-1], side="right")), len(keys) - 1)]
