@@ -230,7 +230,7 @@ def bound_curve(
     error = np.atleast_1d(as_numbers("error2_values", error2_values, low=0.0, low_open=True))
     s = similarity_of_error2(error, rule)
     rate = spherical_code_limit(s) if dim is None else spherical_code_bound(s, dim)
-    name = "spherical code, high dimension" if dim is None else f"spherical code, dimension {dim:g}"
+    name = "code bound, high dimension" if dim is None else f"code bound, dimension {dim:g}"
     return RateDistortionCurve(name, rate, error)
 
 
@@ -241,5 +241,5 @@ def quantisation_curve(bits: Sequence[int] = (1, 2, 3, 4, 5, 6, 8), group: int =
     """
     rate, distortion = quantisation_points(bits, group)
     return RateDistortionCurve(
-        f"uniform quantisation, groups of {group}", rate, distortion, np.asarray(bits, dtype=np.float64)
+        f"quantised, groups of {group}", rate, distortion, np.asarray(bits, dtype=np.float64)
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ratedist
-from ratedist.cli import bench, capture, demo, kernels, validate
+from ratedist.cli import bench, bench_theory, capture, curve, demo, kernels, validate
 from ratedist.cli.variadic import ManyValuesCommand
 
 __all__ = ["app"]
@@ -42,3 +42,5 @@ app.command("kernels")(kernels.kernels)
 app.command("validate", cls=ManyValuesCommand)(validate.validate)
 app.command("demo")(demo.demo)
 app.add_typer(bench.app)
+app.command("curve", cls=ManyValuesCommand)(curve.curve)
+bench.app.command("theory")(bench_theory.theory)
