@@ -52,7 +52,7 @@ def write_batch_file(
             for tensor, (name, (shape, dtype)) in zip(tensors, header.items(), strict=True):
                 assert tensor.dtype == dtype, name
                 assert tuple(tensor.shape) == shape, name
-                data = tensor.contiguous().view(torch.uint8).numpy().data
+                data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
                 file.write(data)
                 digest.update(data)
             file.flush()

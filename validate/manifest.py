@@ -242,11 +242,17 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def without_files(manifest: Manifest) -> Manifest:
-    """The plan of a manifest: as it was before any file was written, and as JSON gives it back."""
+    """The plan of a manifest: as it was before any file was written, and as JSON gives it back.
+
+    Raises InputError where ``origin`` or ``rotary`` hold what JSON does not.
+    """
     files = tuple(BatchFile(file.name, file.requests) for file in manifest.files)
-    return Manifest.from_json(
-        json.loads(json.dumps(replace(manifest, files=files).to_json(), allow_nan=False))
-    )
+    data = replace(manifest, files=files).to_json()
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError("origin", manifest.origin, f"must be JSON data, like rotary ({error})") from error
+    return Manifest.from_json(json.loads(text))
 
 
 def fault_of(folder: Path, file: BatchFile, *, hashes: bool) -> str | None:
