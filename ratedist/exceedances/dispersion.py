@@ -35,7 +35,8 @@ def dispersion(exceedances: Exceedances) -> Dispersion:
     different requests are independent, so that their mean product estimates (E W_ab)² without bias, and
     Var W/E W ≈ (W² − C(n,2)²·mean(W_ab·W_cd))/W. What all requests share (one system prompt) does
     not vary over such draws: it clumps the exceedances on few blocks, which ``per_block`` shows, and may
-    leave ``total`` below 1. The standard error deletes one request at a time.
+    leave ``total`` below 1. The standard error deletes one request at a time; where pairs of requests are
+    independent it claims up to twice the spread that there is.
     Test: tests/ratedist/exceedances/test_dispersion.py::test_total_against_repeated_draws.
 
     Raises InputError with fewer than five requests: four make the estimate, one more its standard error.

@@ -155,6 +155,7 @@ def fit_generalised_pareto(excesses: ArrayLike, *, needed: int = NEEDED) -> Gene
         raise InputError("excesses", float(y[0]), "are constant; they must vary")
 
     mean, largest = float(y.mean()), float(y.max())
+    forbidden = 1e9  # worse than any likelihood, and finite, as the search interpolates
 
     def negative(x: float) -> float:
         """Profile likelihood at θ = expm1(x)/largest, per excess, where its shape is above −1."""
@@ -162,7 +163,7 @@ def fit_generalised_pareto(excesses: ArrayLike, *, needed: int = NEEDED) -> Gene
         if abs(x) < 1e-9:
             return math.log(mean) + 1
         shape = float(np.mean(np.log1p(theta * y)))
-        return math.inf if shape <= -1 else math.log(shape / theta) + shape + 1
+        return forbidden if shape <= -1 else math.log(shape / theta) + shape + 1
 
     grid = np.concatenate([-np.geomspace(1e-3, 20, 30)[::-1], [0.0], np.geomspace(1e-3, 12, 30)])
     heights = np.array([negative(x) for x in grid])
