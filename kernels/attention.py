@@ -161,10 +161,10 @@ def _restore(layer: PagedLayer | FusedLayer, which: str, part: slice, blocks: in
     pool: Tensor = getattr(layer, which)
     # Entries beyond the end name no block; what is read for them is overwritten below.
     entries = layer.table.entries[part, :blocks].clamp(min=0).long()
-    restored = pool[entries].float()
+    restored = pool[entries].float()  # a copy of its own, to be changed in place
     if isinstance(layer, FusedLayer):
         scale: Tensor = getattr(layer, f"{which}_scale")
-        restored = restored * scale[part, :blocks, None, None, None]
+        restored.mul_(scale[part, :blocks, None, None, None])
     restored = restored.flatten(1, 2)
     # Blocks beyond a request's end may hold anything, and 0 times NaN is NaN.
     restored.masked_fill_(~exists[:, :, None, None], 0.0)
