@@ -122,7 +122,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"is not UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8",
                 ) from error
             if line.strip():
-                yield number, line
+                yield number, line.rstrip()
 
 
 def _parse(path: Path, number: int, line: str) -> tuple[str, str]:
@@ -130,13 +130,11 @@ def _parse(path: Path, number: int, line: str) -> tuple[str, str]:
     place = f"{path}, line {number}"
     try:
         data = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = (
-            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nesting"
-        )
-        raise InputError(
-            "prompts", place, f'is not JSON ({reason}); write one {{"prompt": "…"}} per line'
-        ) from None
+    except json.JSONDecodeError as error:
+        reason = f"is not JSON ({error.msg} at column {error.colno}); {_EXAMPLE}"
+        raise InputError("prompts", place, reason) from None
+    except RecursionError:
+        raise InputError("prompts", place, f"is nested too deeply; {_EXAMPLE}") from None
     if not isinstance(data, dict) or "prompt" not in data:
         raise InputError("prompts", place, f'has no "prompt"; {_EXAMPLE}')
     prompt, domain = data["prompt"], data.get("domain")
