@@ -191,8 +191,7 @@ def poisson_check(
         "request_counts": _counts(pairs),
     }
     check = PoissonCheck("undecided", (), **parts)
-    commonness = exceedances.sum_of_squared_rates(null) / max(exceedances.count, 1)
-    verdict, reasons = _judge(check, commonness, level, kinds)
+    verdict, reasons = _judge(check, exceedances.commonness(null), level, kinds)
     return dataclasses.replace(check, verdict=verdict, reasons=tuple(reasons))
 
 

@@ -47,8 +47,9 @@ def chen_stein(
 
     where p_α is the rate of all candidate pairs, or of α's pair of positions (``null``). b₂ takes the
     observed products for their expectations (one capture holds many pairs of pairs but one W), and
-    b₁ the observed rates, which overstates it by about 1 + 1/λ. The bound is min(1, (1 − e^{−λ})/λ·(b₁ + b₂)). On independent uniform directions it is about 4Λ with blocks as
-    neighbourhoods and 4Λ·blocks per request with requests, Λ the intensity per block.
+    b₁ the observed rates, which overstates it by about 1 + 1/λ. The bound is min(1, (1 − e^{−λ})/λ·(b₁ +
+    b₂)). On independent uniform directions it is about 4Λ with blocks as neighbourhoods and 4Λ·blocks per
+    request with requests, Λ the intensity per block.
     Tests: tests/ratedist/exceedances/test_chen_stein.py::test_terms_against_enumeration,
     ::test_size_on_independent_pairs.
 

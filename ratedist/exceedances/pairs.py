@@ -228,6 +228,26 @@ class Exceedances:
         np.fill_diagonal(expected, 0.0)
         return expected
 
+    def commonness(self, null: str = "homogeneous") -> float:
+        """Σ p_α²/Σ p_α: the mean probability of the pairs that exceed, 0 without any.
+
+        Small for rare events; a Bernoulli count whose probabilities are not is no Poisson count (Le Cam).
+        With k of a cell's m pairs exceeding, p² is taken as k(k − 1)/(m(m − 1)), so that one exceedance in a
+        small cell does not make it common.
+        Test: tests/ratedist/exceedances/test_pairs.py::test_commonness_is_unbiased.
+        """
+        _known(null)
+        if self.count == 0:
+            return 0.0
+        if null == "homogeneous":
+            return (self.count - 1) / (self.candidate_pairs - 1)
+        seen, candidates = self._position_counts
+        above = np.triu_indices(seen.shape[0])
+        # Cells on the diagonal count every pair twice.
+        halves = np.where(above[0] == above[1], 0.5, 1.0)
+        k, m = halves * seen[above], halves * candidates[above]
+        return float(np.sum(k * (k - 1) / np.maximum(m - 1, 1.0))) / self.count
+
     def sum_of_squared_rates(self, null: str = "homogeneous") -> float:
         """Σ p_α² over the candidate pairs."""
         _known(null)

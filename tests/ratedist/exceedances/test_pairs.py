@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -59,6 +60,24 @@ def test_expectations_against_loops(ragged: Exceedances) -> None:
             assert ragged.expected_between_requests(null)[b, a] == pytest.approx(expected)
         assert ragged.sum_of_squared_rates(null) == pytest.approx(sum(rate(c) ** 2 for c in candidates))
         assert ragged.expected_per_block(null).sum() == pytest.approx(2 * ragged.count)
+
+
+def test_commonness_is_unbiased() -> None:
+    """``commonness`` times W averages Σ p² over draws, also by position where cells hold ten pairs."""
+    rng = np.random.default_rng(0)
+    rates = np.array([[0.3, 0.05], [0.05, 0.1]])
+    made = []
+    for _ in range(2000):
+        mask = {(a, b): rng.random((2, 2)) < rates for a in range(5) for b in range(a + 1, 5)}
+        made.append(Exceedances.from_scores(mask))
+    values = np.array([each.commonness("positions") * each.count for each in made])
+    assert abs(values.mean() - 10 * np.sum(rates**2)) < 4 * values.std() / math.sqrt(2000)
+    mean = rates.mean()
+    values = np.array([each.commonness() * each.count for each in made])
+    # Homogeneous: the exceedances of independent, unequal pairs, W(W − 1)/(M − 1) in the mean.
+    expected = ((40 * mean) ** 2 - 10 * np.sum(rates**2)) / 39
+    assert abs(values.mean() - expected) < 4 * values.std() / math.sqrt(2000)
+    assert Exceedances.from_scores(np.zeros((3, 2, 3, 2), dtype=bool)).commonness("positions") == 0
 
 
 def test_array_and_mapping_agree() -> None:
