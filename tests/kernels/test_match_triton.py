@@ -120,8 +120,12 @@ def test_the_tiles_of_a_gpu(dtype: torch.dtype) -> None:
     k, v = pools(160, (5, 2, 16), dtype, seed=3)
     ids = torch.randperm(159, generator=generator(4)) + 1
     check(k, v, ids[:70], ids[10:], "both")
-    assert_close(_match_triton.block_norms(k)[1:], k[1:].flatten(1).double().norm(dim=1), torch.float32)
-    assert torch.equal(_match_triton.gather_blocks(k, ids), k[ids])
+    # Blocks that take several tiles of scalars, and a last one that is not full.
+    large, _ = pools(11, (16, 2, 40), dtype, seed=14)
+    norm = _match_triton.block_norms(large)
+    assert_close(norm[1:], large[1:].flatten(1).double().norm(dim=1), torch.float32)
+    ids = torch.tensor([4, 10, 1, 1, 7, 2])
+    assert torch.equal(_match_triton.gather_blocks(large, ids), large[ids])
 
 
 @pytest.mark.parametrize("splits", [2, 3])
