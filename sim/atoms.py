@@ -28,8 +28,8 @@ class Atoms:
     Attributes:
         groups: (n, levels) int64; group of each block at each level, from coarse to fine; a finer group lies
             within one coarser one.
-        keys: (levels,) mean correlation of key residuals of blocks whose finest common group is of that level,
-            made non-decreasing.
+        keys: (levels,) mean correlation of key residuals of blocks whose finest common group is of that
+            level, made non-decreasing.
         values: the same of values.
         cuts: (levels,) the correlations at which groups were cut.
     """
@@ -43,15 +43,17 @@ class Atoms:
 def byte_groups(*arrays: NDArray[np.generic]) -> IntArray:
     """(n,) index of the first row that is byte-equal in every array."""
     first: dict[bytes, int] = {}
-    rows = zip(*(np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1) for array in arrays), strict=True)
+    rows = zip(
+        *(np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1) for array in arrays), strict=True
+    )
     return np.array([first.setdefault(b"".join(p.tobytes() for p in row), i) for i, row in enumerate(rows)])
 
 
 def find_atoms(keys: Float32Array, values: Float32Array) -> Atoms:
     """Group blocks by the correlation of their key residuals (average linkage).
 
-    Independent residuals of low dimension are alike by chance, so groups are cut only above what chance gives:
-    the coarsest cut is at least 0.5 and at least 1.3 times the largest of n²/2 correlations of that
+    Independent residuals of low dimension are alike by chance, so groups are cut only above what chance
+    gives: the coarsest cut is at least 0.5 and at least 1.3 times the largest of n²/2 correlations of that
     spread, the spread taken from the median, which duplicates do not move.
     Test: tests/sim/test_atoms.py::test_finds_planted_versions_and_nothing_else.
 
@@ -61,7 +63,9 @@ def find_atoms(keys: Float32Array, values: Float32Array) -> Atoms:
     """
     n = len(keys)
     if n < 2:
-        return Atoms(np.zeros((n, len(LEVELS)), dtype=np.int64), np.array(LEVELS), np.array(LEVELS), np.array(LEVELS))
+        return Atoms(
+            np.zeros((n, len(LEVELS)), dtype=np.int64), np.array(LEVELS), np.array(LEVELS), np.array(LEVELS)
+        )
     alike = (keys @ keys.T).astype(np.float64)
     upper = np.triu_indices(n, 1)
     pairs = alike[upper]
@@ -73,7 +77,9 @@ def find_atoms(keys: Float32Array, values: Float32Array) -> Atoms:
         [scipy.cluster.hierarchy.fcluster(tree, 1 - cut, criterion="distance") for cut in cuts], axis=1
     ).astype(np.int64)
     # Depth of a pair: the number of levels at which both are in one group.
-    depth = sum((groups[upper[0], level] == groups[upper[1], level]).astype(np.int64) for level in range(len(cuts)))
+    depth = sum(
+        (groups[upper[0], level] == groups[upper[1], level]).astype(np.int64) for level in range(len(cuts))
+    )
     other = np.einsum("ij,ij->i", values[upper[0][depth > 0]], values[upper[1][depth > 0]], dtype=np.float64)
     inside, found = depth[depth > 0], pairs[depth > 0]
     ends = np.append(cuts, 1.0)

@@ -34,8 +34,8 @@ class SyntheticLayer:
         v: as ``k``.
         full_blocks: (requests,) int64.
         domains: (requests,) int64.
-        identity: (requests, max_blocks) int64; two blocks are byte-equal (keys and values) exactly where these
-            are equal; -1 beyond a request's end.
+        identity: (requests, max_blocks) int64; two blocks are byte-equal (keys and values) exactly where
+            these are equal; -1 beyond a request's end.
     """
 
     k: Tensor
@@ -93,9 +93,9 @@ def generate(
 ) -> SyntheticLayer:
     """Draw requests from a model; arguments as in ``synthesise``.
 
-    Each node of the content has a stream of normals keyed by (seed, layer, level, node), so what blocks share they
-    share by construction. The parts of a block's levels are made orthonormal before they are mixed, so that
-    the shares of its levels are exact and not only so in expectation.
+    Each node of the content has a stream of normals keyed by (seed, layer, level, node), so what blocks
+    share they share by construction. The parts of a block's levels are made orthonormal before they are
+    mixed, so that the shares of its levels are exact and not only so in expectation.
     """
     counts = block_counts(requests, blocks)
     if dtype not in _DTYPES:
@@ -142,7 +142,9 @@ class _Streams:
         """Keys and values of one request, each (blocks, block_size, kv_heads, head_dim) float32."""
         model = self._model
         shares = model.content.shares
-        used = [level for level in range(content.nodes.shape[1]) if shares[0][level] > 0 or shares[1][level] > 0]
+        used = [
+            level for level in range(content.nodes.shape[1]) if shares[0][level] > 0 or shares[1][level] > 0
+        ]
         size_k, size_v = model.keys.spectrum.size, model.values.spectrum.size
         normals = np.empty((len(content.nodes), len(used), _SCALARS + size_k + size_v), dtype=np.float32)
         for block, row in enumerate(content.nodes[:, used]):
@@ -162,7 +164,9 @@ class _Streams:
         ):
             weights = np.sqrt(np.asarray(share)[used])
             sides.append(
-                _blocks(side, model.shape, content.homes, weights, coordinates, aligned @ weights, norm @ weights)
+                _blocks(
+                    side, model.shape, content.homes, weights, coordinates, aligned @ weights, norm @ weights
+                )
             )
         return sides[0], sides[1]
 
@@ -213,7 +217,7 @@ def _embed(side: Side, coordinates: Float32Array) -> Float32Array:
 
 
 def _mix(levels: Float32Array, weights: FloatArray) -> Float32Array:
-    """(blocks, D): Σ_l weights[l]·q_l with q the levels of each block (blocks, levels, D) made orthonormal."""
+    """(blocks, D): Σ_l weights[l]·q_l, with q a block's (blocks, levels, D) made orthonormal."""
     mixed = np.zeros((levels.shape[0], levels.shape[2]), dtype=np.float32)
     done: list[Float32Array] = []
     for level in range(levels.shape[1]):

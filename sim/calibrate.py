@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -70,19 +71,21 @@ def calibrate(
     """Fit a generator to the blocks of one layer.
 
     What is taken from the sample: per position a mean direction (after turning keys back by their
-    position, so that one common mean serves nearly all, each position's own part shrunk by what noise explains), the
-    spread of the alignment with it, the spectrum of the residuals, norms, which blocks are versions of
-    one content and how alike, and what follows what. No block of the sample is copied.
+    position, so that one common mean serves nearly all, each position's own part shrunk by what noise
+    explains), the spread of the alignment with it, the spectrum of the residuals, norms, which blocks are
+    versions of one content and how alike, and what follows what. No block of the sample is copied.
 
     Args:
-        k: (requests, max_blocks, block_size, kv_heads, head_dim); keys as captured, turned by their positions.
+        k: (requests, max_blocks, block_size, kv_heads, head_dim); keys as captured, turned by their
+            positions.
         v: as ``k``.
         full_blocks: full blocks of each request; None: all ``max_blocks``.
         rotary: how the keys were turned; None where they were not, or it is not known.
         seed: of what the data leave open (directions of the flat part of the spectrum).
 
     Raises:
-        InputError: fewer than two requests, shapes that do not fit, values that are not finite, a block of zero norm.
+        InputError: fewer than two requests, shapes that do not fit, values that are not finite, a block of
+        zero norm.
     """
     counts = _check(k, v, full_blocks)
     request = np.repeat(np.arange(len(counts)), counts)
@@ -125,9 +128,9 @@ def calibrate(
     ]
     starts = np.cumsum([0, *counts])
     observed = ObservedContent(
-        exact=[exact[a:b] for a, b in zip(starts, starts[1:], strict=False)],
-        groups=[atoms.groups[inverse[a:b]] for a, b in zip(starts, starts[1:], strict=False)],
-        positions=[position[a:b] for a, b in zip(starts, starts[1:], strict=False)],
+        exact=[exact[a:b] for a, b in pairwise(starts)],
+        groups=[atoms.groups[inverse[a:b]] for a, b in pairwise(starts)],
+        positions=[position[a:b] for a, b in pairwise(starts)],
     )
     content = PrefixTreeContent(observed, tuple(atoms.keys.tolist()), tuple(atoms.values.tolist()))
     model = BlockModel(
@@ -167,7 +170,7 @@ class _Effects:
         self.design = design
 
     def fit(self, y: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating], float]:
-        """Common mean (m,), effects of the used positions (used, m), and the variance of one block (summed over m)."""
+        """Common mean (m,), effects of the used positions (used, m), variance of one block (over all m)."""
         weights = self.weights.astype(y.dtype)
         common = self.total.astype(y.dtype) @ y
         effects = weights @ (y - common)
@@ -201,7 +204,9 @@ def _fit_means(x: Float32Array, effects: _Effects, positions: int, seed: int) ->
     without = weights @ x
     size = np.linalg.norm(without, axis=1).astype(np.float64)
     # Norm of the mean without the noise of its estimate, which would make blocks look less aligned.
-    size_of_truth = np.sqrt(np.maximum(size**2 - scatter * np.square(weights, dtype=np.float64).sum(axis=1), 1e-12))
+    size_of_truth = np.sqrt(
+        np.maximum(size**2 - scatter * np.square(weights, dtype=np.float64).sum(axis=1), 1e-12)
+    )
     direction = without / np.maximum(size, 1e-12)[:, None].astype(np.float32)
     cosine = np.einsum("nr,nr->n", x, direction).astype(np.float64)
     alignment, spread = _by_position(np.clip(cosine * size / size_of_truth, -1, 1), effects, positions)
@@ -301,7 +306,9 @@ def _bytes(x: Tensor) -> NDArray[np.generic]:
     return np.asarray(x.view(torch.uint8).numpy()).reshape(len(x), -1)
 
 
-def _directions(name: str, x: Tensor, request: IntArray, position: IntArray) -> tuple[Float32Array, FloatArray]:
+def _directions(
+    name: str, x: Tensor, request: IntArray, position: IntArray
+) -> tuple[Float32Array, FloatArray]:
     """Unit rows (n, r) float32 and the logarithms of their norms (n,)."""
     flat = x.flatten(1).float().numpy()
     bad = np.flatnonzero(~np.isfinite(flat).all(axis=1))
@@ -312,7 +319,9 @@ def _directions(name: str, x: Tensor, request: IntArray, position: IntArray) -> 
     if (norms == 0).any():
         at = int(np.argmin(norms))
         raise InputError(
-            name, f"request {request[at]}, block {position[at]}", "has norm zero and no direction; leave the request out"
+            name,
+            f"request {request[at]}, block {position[at]}",
+            "has norm zero and no direction; leave the request out",
         )
     return (flat / norms[:, None]).astype(np.float32), np.log(norms)
 

@@ -1,4 +1,4 @@
-"""What the blocks of synthetic requests are about: who shares content with whom, before any vector is drawn."""
+"""What the blocks of synthetic requests are about: who shares what, before any vector is drawn."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Content:
     Attributes:
         nodes: (blocks, levels) int64; from coarse to fine, what each block belongs to. Two blocks share the
             random part of a level where their numbers are the same.
-        homes: (blocks,) int64; position that turns each block's keys: its own, or, for a chunk copied byte for
-            byte, the one it was computed at.
+        homes: (blocks,) int64; position that turns each block's keys: its own, or, for a chunk copied byte
+            for byte, the one it was computed at.
 
     Blocks with the same last node and the same home are byte-equal.
     """
@@ -44,7 +44,7 @@ class ContentProcess(Protocol):
 
     @property
     def shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """For keys and for values, the share of the residual's squared norm at every level; each sums to 1."""
+        """For keys and for values: shares of the residual's squared norm by level; they sum to 1."""
 
     def draw(self, full_blocks: Sequence[int], seed: int) -> list[Content]:
         """Content of ``len(full_blocks)`` requests; the first of them do not depend on how many follow."""
@@ -59,7 +59,9 @@ def block_counts(requests: int, blocks: int | Sequence[int]) -> tuple[int, ...]:
     else:
         counts = tuple(int(count) for count in blocks)
         if len(counts) != requests:
-            raise InputError("blocks", len(counts), f"must be one number, or one for each of {requests} requests")
+            raise InputError(
+                "blocks", len(counts), f"must be one number, or one for each of {requests} requests"
+            )
     if min(counts) < 1:
         raise InputError("blocks", min(counts), "must be at least 1 in every request")
     return counts

@@ -25,7 +25,8 @@ class Side:
     Arrays by position hold one row per position; the last row holds for every later position.
 
     Attributes:
-        mean: (positions, r) float32; unit direction of the mean of each position, or zero where there is none.
+        mean: (positions, r) float32; unit direction of the mean of each position, or zero where there is
+            none.
         alignment: (positions,) mean cosine of a block with its position's mean.
         alignment_spread: standard deviation of that cosine over blocks.
         spectrum: (K + A,) shares of the residual's variance, first along ``basis``, then along ``axes``; sums
@@ -50,7 +51,9 @@ class Side:
     def __post_init__(self) -> None:
         shape = (self.spectrum.size - self.axes.size, self.mean.shape[-1])
         if self.basis.shape != shape:
-            raise InputError("basis", self.basis.shape, f"must have shape {shape}: (shares without an axis, r)")
+            raise InputError(
+                "basis", self.basis.shape, f"must have shape {shape}: (shares without an axis, r)"
+            )
         if self.spectrum.min() < 0 or not np.isclose(self.spectrum.sum(), 1):
             raise InputError("spectrum", float(self.spectrum.sum()), "must be shares that sum to 1")
 
@@ -88,7 +91,9 @@ class BlockModel:
         return int(np.prod(self.shape))
 
     @classmethod
-    def from_parameters(cls, parameters: BlockParameters, positions: int, *, seed: int, layer: int = 0) -> BlockModel:
+    def from_parameters(
+        cls, parameters: BlockParameters, positions: int, *, seed: int, layer: int = 0
+    ) -> BlockModel:
         """The model that parameters name, with directions drawn for one layer.
 
         Args:
@@ -135,7 +140,9 @@ class BlockModel:
         return cls(shape, keys, values, NamedContent(p), p.coupling, p.norm_coupling, p.domains)
 
 
-def orthonormal_rows(rng: np.random.Generator, rows: int, r: int, *, beside: Float32Array | None = None) -> Float32Array:
+def orthonormal_rows(
+    rng: np.random.Generator, rows: int, r: int, *, beside: Float32Array | None = None
+) -> Float32Array:
     """(rows, r) random orthonormal rows, orthogonal to the orthonormal rows ``beside``."""
     drawn = rng.standard_normal((r, rows), dtype=np.float32)
     if beside is not None and len(beside):

@@ -16,11 +16,11 @@ class BlockParameters:
     """Parameters of synthetic blocks.
 
     The direction of a block's keys, before its position turns it, is α·m + √(1 − α²)·e: m the common
-    direction (with the position's own, where ``position_k`` is given), α its alignment, e a unit residual. Residuals
-    are √w·T + √(1 − w)·u with T of the block's topic (w = ``topic_k``) and u its own, uniform on a sphere of
-    ``dimension_k`` dimensions. So, for blocks at one position that share no content, E[S_K] = common_k + position_k,
-    plus w·(1 − that) where they share a topic, exactly; with one topic or none, Var[S_K] = (1 − E[S_K])²/dimension_k
-    where ``spread_k`` is 0. Values are made alike and are not turned.
+    direction (with the position's own, where ``position_k`` is given), α its alignment, e a unit residual.
+    Residuals are √w·T + √(1 − w)·u with T of the block's topic (w = ``topic_k``) and u its own, uniform on a
+    sphere of ``dimension_k`` dimensions. So, for blocks at one position that share no content, E[S_K] =
+    common_k + position_k, plus w·(1 − that) where they share a topic, exactly; with one topic or none,
+    Var[S_K] = (1 − E[S_K])²/dimension_k where ``spread_k`` is 0. Values are made alike and are not turned.
     Test: tests/sim/test_blocks.py::test_moments_of_the_score.
 
     Attributes:
@@ -47,9 +47,9 @@ class BlockParameters:
         chunk_blocks: blocks per chunk; requests are cut into slots of so many after the prefix.
         chunk_share: chance that a slot is filled with a chunk of the library.
         chunk_skew: chunk i is drawn with weight (i + 1)^(−chunk_skew).
-        chunk_reuse: ``copy``: the bytes are the chunk's wherever it stands (as position-independent caches reuse
-            it); ``recompute``: the same content in another context, turned to where it stands, which makes it a
-            lightly edited duplicate.
+        chunk_reuse: ``copy``: the bytes are the chunk's wherever it stands (as position-independent caches
+            reuse it); ``recompute``: the same content in another context, turned to where it stands, which
+            makes it a lightly edited duplicate.
         edit_sources: templates per position of which lightly edited versions occur; 0: none.
         edit_share: chance that a block outside prefix and chunks is an edited version of a template.
         edit_similarity: expected key score of two edited versions at one position.
@@ -133,7 +133,9 @@ class BlockParameters:
             if self.rotary_base <= 1:
                 raise InputError("rotary_base", self.rotary_base, "must be above 1, or None for no rotation")
             if self.head_dim % 2:
-                raise InputError("head_dim", self.head_dim, "must be even where keys are turned by rotary positions")
+                raise InputError(
+                    "head_dim", self.head_dim, "must be even where keys are turned by rotary positions"
+                )
         if self.common_k + self.position_k >= 1:
             raise InputError(
                 "position_k", self.position_k, f"must leave a residual beside common_k = {self.common_k}"
@@ -146,8 +148,8 @@ class BlockParameters:
                 raise InputError(
                     name,
                     spread,
-                    f"must keep the alignment {math.sqrt(mean):.3g} ± 3 spreads at most 1 (and needs a common "
-                    "direction to be aligned with)",
+                    f"must keep the alignment {math.sqrt(mean):.3g} ± 3 spreads at most 1 (and needs a "
+                    "common direction to be aligned with)",
                 )
         levels = 1 + (self.topics > 0) + (self.has_variants)
         for name in ("dimension_k", "dimension_v"):
@@ -157,7 +159,9 @@ class BlockParameters:
             _whole(name, value, levels)
             room = self.block_dim - (1 if (self.common_k if name == "dimension_k" else self.common_v) else 0)
             if value > room:
-                raise InputError(name, value, f"must be at most {room}, what blocks of dimension {self.block_dim} leave")
+                raise InputError(
+                    name, value, f"must be at most {room}, what blocks of dimension {self.block_dim} leave"
+                )
 
     def _check_content(self) -> None:
         if self.topics and self.topics_per_request > self.topics:
@@ -174,7 +178,8 @@ class BlockParameters:
             raise InputError(
                 "edit_similarity",
                 self.edit_similarity,
-                f"must lie in [{self.plain_similarity:.4g}, 1]: blocks of one position and topic have that already",
+                f"must lie in [{self.plain_similarity:.4g}, 1]: blocks of one position and topic have that "
+                "already",
             )
 
     @property
@@ -208,9 +213,7 @@ class BlockParameters:
         Test: tests/sim/test_blocks.py::test_uniform_blocks_follow_the_spherical_law.
         """
         _whole("dimension", dimension, 2)
-        return cls(
-            block_size=1, kv_heads=1, head_dim=dimension, common_k=0.0, common_v=0.0, rotary_base=None
-        )
+        return cls(block_size=1, kv_heads=1, head_dim=dimension, common_k=0.0, common_v=0.0, rotary_base=None)
 
     @classmethod
     def gaussian(cls, mean: float, std: float) -> Self:

@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PitmanYor:
-    """After n draws of K different kinds the next is new with chance (θ + dK)/(θ + n), else of kind k by n_k − d.
+    """After n draws of K kinds the next is new with chance (θ + dK)/(θ + n), else of kind k by n_k − d.
 
     d in [0, 1): K grows as n^d (d > 0) or θ·ln n (d = 0). With d < 0 and θ = −d·M there are M kinds in all.
     Source: J. Pitman and M. Yor, Annals of Probability 25 (1997) 855; the partition's probability is the
@@ -86,9 +86,7 @@ def _fit(partitions: Sequence[Sequence[int]], sure: FloatArray) -> Succession:
     kinds = Counter(tuple(sorted(sizes)) for sizes in partitions if sum(sizes) > 1)
     if not kinds:
         return Succession(0.0, PitmanYor(0.999, 1.0))
-    discount, strength = _candidates(
-        max(sum(sizes) for sizes in kinds), max(len(sizes) for sizes in kinds)
-    )
+    discount, strength = _candidates(max(sum(sizes) for sizes in kinds), max(len(sizes) for sizes in kinds))
     total = np.zeros((sure.size, discount.size))
     with np.errstate(divide="ignore"):
         log_sure, log_branch = np.log(sure)[:, None], np.log1p(-sure)[:, None]

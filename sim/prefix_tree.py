@@ -52,7 +52,9 @@ class _Follow(Generic[_ContextT]):
         seen[successor] = seen.get(successor, 0) + 1
         return seen[successor] == 1
 
-    def partitions(self, *, only: _ContextT | None = None, without: _ContextT | None = None) -> list[list[int]]:
+    def partitions(
+        self, *, only: _ContextT | None = None, without: _ContextT | None = None
+    ) -> list[list[int]]:
         """Successors' counts of every context, or of one, or of all but one."""
         return [
             list(seen.values())
@@ -71,7 +73,8 @@ class PrefixTreeContent:
        request turns to something else: what others turned to at this position, or anywhere, or something
        new. After content that was hardly seen before, the length of the stretch so far decides whether it
        goes on; the start of a request has chances of its own.
-    2. The same bytes? Only where the block before is, byte for byte, one that this content followed before: causal
+    2. The same bytes? Only where the block before is, byte for byte, one that this content followed before:
+    causal
        models give equal bytes exactly while everything before is equal.
     3. Else, how close a version of the content, level by level?
     All chances are those of Pitman-Yor processes fitted to the sample's counts. What is drawn joins the
@@ -90,7 +93,9 @@ class PrefixTreeContent:
     @property
     def shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Shares of each level and of the block's own part, for keys and for values."""
-        keys, values = (tuple(np.diff([0.0, *level, 1.0]).tolist()) for level in (self.key_levels, self.value_levels))
+        keys, values = (
+            tuple(np.diff([0.0, *level, 1.0]).tolist()) for level in (self.key_levels, self.value_levels)
+        )
         return keys, values
 
     def draw(self, full_blocks: Sequence[int], seed: int) -> list[Content]:
@@ -105,7 +110,8 @@ class _State:
 
     def __init__(self, observed: ObservedContent) -> None:
         self.levels = observed.groups[0].shape[1]
-        # Successors of two contents and of one; contents turned to at a position; blocks of a content after a block.
+        # Successors of two contents and of one; contents turned to at a position; blocks of a content after
+        # a block.
         self.after_two: _Follow[_Context] = _Follow()
         self.after_one: _Follow[int] = _Follow()
         self.at: _Follow[int] = _Follow()
@@ -138,7 +144,14 @@ class _State:
         self.versions = [fit_pitman_yor(follow.partitions()) for follow in self.within]
 
     def _record(
-        self, previous: int, context: _Context, block: int, row: IntArray, home: int, position: int, turn: bool
+        self,
+        previous: int,
+        context: _Context,
+        block: int,
+        row: IntArray,
+        home: int,
+        position: int,
+        turn: bool,
     ) -> None:
         coarse = int(row[0])
         self.after_two.add(context, coarse)

@@ -24,8 +24,8 @@ class Rotary:
 
     A block is turned as a whole by the position of its first token, so a block's *unturned* form still holds
     the turns 0 … t − 1 of its tokens within the block, which are the same for every block. Unturned keys of
-    equal tokens in equal context are equal wherever they stand; that is what makes the position effect of keys
-    a property of one rotation rather than one mean per position.
+    equal tokens in equal context are equal wherever they stand; that is what makes the position effect of
+    keys a property of one rotation rather than one mean per position.
 
     Attributes:
         theta: base; pair j of a head of dimension d turns by theta^(−2j/d) per token.
@@ -58,7 +58,9 @@ class Rotary:
         """(pairs,) radians per token of each pair; raises InputError where the dimension is odd."""
         turning = int(head_dim * self.fraction)
         if turning % 2 or turning == 0:
-            raise InputError("head_dim", head_dim, f"needs an even number of turning coordinates, not {turning}")
+            raise InputError(
+                "head_dim", head_dim, f"needs an even number of turning coordinates, not {turning}"
+            )
         return self.theta ** (-np.arange(0, turning, 2) / turning)
 
     def turn(self, blocks: Float32Array, tokens: ArrayLike) -> Float32Array:

@@ -40,7 +40,8 @@ class Spectrum:
 def estimate_spectrum(residuals: Float32Array, groups: IntArray, *, rank: int) -> Spectrum:
     """Estimate the covariance Σ of unit residuals in R^r from fewer samples than dimensions.
 
-    The eigenvalues of a sample covariance are too unequal: their squares sum to tr Σ² + (tr Σ)²/n, so blocks drawn
+    The eigenvalues of a sample covariance are too unequal: their squares sum to tr Σ² + (tr Σ)²/n, so blocks
+    drawn
     from them are too alike. Here directions come from all samples, but the variance along them from
     groups that did not take part (cross-validation by request), and the variance that no direction holds is
     spread evenly over as many dimensions as give tr Σ² its unbiased estimate, the mean squared
@@ -66,13 +67,20 @@ def estimate_spectrum(residuals: Float32Array, groups: IntArray, *, rank: int) -
         kept = [residuals[fold_of != fold] for fold in range(folds)]
         rank = min(rank, *(min(len(rows), r) // 2 for rows in kept))
         if rank > 0:
-            along = [np.square(test @ _leading(train, rank).T).mean(axis=0) for test, train in zip(held, kept, strict=True)]
+            along = [
+                np.square(test @ _leading(train, rank).T).mean(axis=0)
+                for test, train in zip(held, kept, strict=True)
+            ]
             weights = [len(rows) / n for rows in held]
             # Sorted: held-out variances along neighbouring directions differ by noise alone.
             shares = np.sort(np.average(along, axis=0, weights=weights))[::-1].astype(np.float64)
     # Leading squares must leave the rest a share of the spread that at most r dimensions can have.
     while shares.size and np.square(shares).sum() >= spread:
-        shares = shares[:-1] if np.square(shares[:-1]).sum() >= spread else shares * np.sqrt(0.999 * spread / np.square(shares).sum())
+        shares = (
+            shares[:-1]
+            if np.square(shares[:-1]).sum() >= spread
+            else shares * np.sqrt(0.999 * spread / np.square(shares).sum())
+        )
     basis = _leading(residuals, shares.size) if shares.size else np.zeros((0, r), dtype=np.float32)
     rest = max(0.0, 1 - float(shares.sum()))
     room = r - shares.size

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ratedist
-from ratedist.cli import bench, bench_theory, capture, curve, demo, kernels, validate
+from ratedist.cli import bench, bench_theory, capture, curve, demo, kernels, simulate, validate
 from ratedist.cli.variadic import ManyValuesCommand
 
 __all__ = ["app"]
@@ -40,6 +40,7 @@ def _options(
 app.command("capture")(capture.capture)
 app.command("kernels")(kernels.kernels)
 app.command("validate", cls=ManyValuesCommand)(validate.validate)
+app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
 app.add_typer(bench.app)
 app.command("curve", cls=ManyValuesCommand)(curve.curve)
