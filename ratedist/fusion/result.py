@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ratedist._arguments import as_numbers
 from ratedist.errors import InputError
 
-__all__ = ["FusionResult", "Matches", "prediction_band"]
+__all__ = ["FusionResult", "KeptBlocks", "Matches", "prediction_band"]
 
 FloatArray = NDArray[np.float64]
 
@@ -38,21 +38,17 @@ class Matches:
 
 
 @dataclass(frozen=True)
-class FusionResult:
-    """Fusion of one set of units over T thresholds.
+class KeptBlocks:
+    """Kept blocks after fusion of one set of units, over T thresholds.
 
     Attributes:
         variant: name of the recursion.
         thresholds: (T,).
         blocks: candidate blocks in all units.
-        least: the fewest that can be kept: the blocks of the largest unit.
+        least: the fewest that can be kept.
         kept: (T,) expected kept blocks.
         kept_std: (T,) standard deviation of kept blocks.
         kept_low, kept_high: (T,) whole numbers that hold kept blocks with a chance near 90 %.
-        matches: law of the score against the block that absorbed.
-        direct_similarity, direct_similarity2: (T,) first and second moment of that score over absorbed
-            blocks; NaN where none is expected.
-        final_similarity, final_similarity2: (T,) the same for the similarity to the final representative.
     """
 
     variant: str
@@ -63,11 +59,6 @@ class FusionResult:
     kept_std: FloatArray
     kept_low: FloatArray
     kept_high: FloatArray
-    matches: Matches
-    direct_similarity: FloatArray
-    direct_similarity2: FloatArray
-    final_similarity: FloatArray
-    final_similarity2: FloatArray
 
     def band(self, level: float) -> tuple[FloatArray, FloatArray]:
         """(T,) each: whole numbers that hold kept blocks with a chance near ``level``, within (0, 1)."""
@@ -87,6 +78,24 @@ class FusionResult:
     def compression(self) -> FloatArray:
         """(T,) blocks over expected kept blocks."""
         return self.blocks / self.kept
+
+
+@dataclass(frozen=True)
+class FusionResult(KeptBlocks):
+    """Kept blocks, and the law of the similarity of absorbed ones.
+
+    Attributes:
+        matches: law of the score against the block that absorbed.
+        direct_similarity, direct_similarity2: (T,) first and second moment of that score over absorbed
+            blocks; NaN where none is expected.
+        final_similarity, final_similarity2: (T,) the same for the similarity to the final representative.
+    """
+
+    matches: Matches
+    direct_similarity: FloatArray
+    direct_similarity2: FloatArray
+    final_similarity: FloatArray
+    final_similarity2: FloatArray
 
     @property
     def direct_error2(self) -> FloatArray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,13 +14,10 @@ from ratedist.fusion.hardcore import HardCore
 from ratedist.fusion.result import FusionResult
 from ratedist.similarity.base import SimilarityLaw
 
-__all__ = ["tree"]
+__all__ = ["Merge", "State", "tree", "walk"]
 
 FloatArray = NDArray[np.float64]
-
-# Rows of a state before ℓ by score: E N, Var N, ℓ, absorbed members, Σ c and Σ c² over these against their
-# representative.
-_MEAN, _VARIANCE, _LOG, _MEMBERS, _FIRST, _SECOND, _TAIL = range(7)
+IntArray = NDArray[np.int64]
 
 
 def tree(
@@ -47,81 +45,165 @@ def tree(
         InputError: an argument outside its domain.
     """
     problem = Problem(law, np.asarray(units), thresholds, hard_core, baseline)
+    top, absorbed, matched = walk(problem, 0.0, _along_the_path)
+    return problem.result("tree", top.kept, top.variance, absorbed, matched, (top.first, top.second))
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What happens to members at one merge; every array is (U, T).
+
+    Attributes:
+        left, right: the states that merge.
+        stays: expected blocks of the right side that stay.
+        absorbed: expected blocks that do not.
+        hit: chance to be absorbed; 1 − hit = void.
+        void: chance to stay.
+        first, second: E[c; absorbed] and E[c²; absorbed] of a block of the right side.
+        scatter: variance of c between unrelated directions, relative to 1 − variance.
+    """
+
+    left: State
+    right: State
+    stays: FloatArray
+    absorbed: FloatArray
+    hit: FloatArray
+    void: FloatArray
+    first: FloatArray
+    second: FloatArray
+    scatter: float
+
+
+@dataclass(frozen=True)
+class State:
+    """Expected state of U subtrees at T thresholds.
+
+    Attributes:
+        kept, variance: (U, T) mean and variance of the number of representatives.
+        logarithm: (U, T) −ln of the uncovered share, at the mean.
+        tail: (K, U, T) the same for the smaller cap of each node of the quadrature.
+        members: (U, T) absorbed blocks.
+        first, second: (U, T) two sums over what hangs on the representatives, as the variant defines them.
+    """
+
+    kept: FloatArray
+    variance: FloatArray
+    logarithm: FloatArray
+    tail: FloatArray
+    members: FloatArray
+    first: FloatArray
+    second: FloatArray
+
+    def take(self, rows: IntArray | int) -> State:
+        """The subtrees of the given rows."""
+        return State(*(getattr(self, name)[..., rows, :] for name in _FIELDS))
+
+    def with_last(self, other: State, row: int) -> State:
+        """These subtrees, then the given one of another state."""
+        return State(
+            *(
+                np.concatenate([getattr(self, name), getattr(other, name)[..., [row], :]], axis=-2)
+                for name in _FIELDS
+            )
+        )
+
+
+_FIELDS = tuple(field.name for field in fields(State))
+
+
+def walk(
+    problem: Problem, start: float, follow: Callable[[Merge], tuple[FloatArray, FloatArray]]
+) -> tuple[State, FloatArray, FloatArray]:
+    """Merge the units of a problem from the leaves up.
+
+    Args:
+        problem: checked arguments.
+        start: ``first`` and ``second`` per block of a unit that was not merged yet.
+        follow: ``first`` and ``second`` after a merge.
+
+    Returns:
+        The state of the root, with the axis of subtrees dropped; expected absorbed blocks (T,); and those
+        with a direct match above each node of the quadrature (K, T).
+    """
     kinds, index, _ = kinds_of(problem.units)
-    state = _leaves(problem, kinds.astype(np.float64))
+    blocks = np.repeat(kinds.astype(np.float64)[:, None], problem.count, axis=1)
+    nothing = np.zeros_like(blocks)
+    state = State(
+        kept=blocks,
+        variance=nothing,
+        logarithm=blocks * problem.plain_slope,
+        tail=blocks * problem.plain_tail_slope[:, None],
+        members=nothing,
+        first=start * blocks,
+        second=start * blocks,
+    )
     absorbed = np.zeros(problem.count)
     matched = np.zeros_like(problem.panels.scores)
     for level in tree_levels(index):
-        left, right = state[:, level.left], state[:, level.right]
-        merged, lost, by_score = _merge(problem, left, right)
+        below = state
+        state, lost, by_score = _merge(problem, below.take(level.left), below.take(level.right), follow)
         absorbed += level.count @ lost
         matched += np.einsum("u,kut->kt", level.count.astype(np.float64), by_score)
         if level.passed is not None:
-            merged = np.concatenate([merged, state[:, [level.passed]]], axis=1)
-        state = merged
-    top = state[:, 0]
-    final = top[_FIRST], top[_SECOND]
-    return problem.result("tree", top[_MEAN], top[_VARIANCE], absorbed, matched, final)
+            state = state.with_last(below, level.passed)
+    return state.take(0), absorbed, matched
 
 
-def _leaves(problem: Problem, blocks: FloatArray) -> FloatArray:
-    """States (rows, U, T) of units that have not been merged."""
-    state = np.zeros((_TAIL + problem.panels.scores.shape[0], blocks.size, problem.count))
-    state[_MEAN] = blocks[:, None]
-    state[_LOG] = blocks[:, None] * problem.plain_slope
-    state[_TAIL:] = blocks[:, None] * problem.plain_tail_slope[:, None]
-    return state
+def _along_the_path(merge: Merge) -> tuple[FloatArray, FloatArray]:
+    """Σ c and Σ c² over absorbed members: similarities multiply along the path."""
+    left, right = merge.left, merge.right
+    first = left.first + right.first * merge.void + (right.kept + right.first) * merge.first
+    # c² of a product of independent directions: c₁²c₂² plus what the parts across the path add.
+    across = (right.members - right.second) * (merge.hit - merge.second) * merge.scatter
+    second = left.second + right.second * merge.void + (right.kept + right.second) * merge.second + across
+    return first, second
 
 
 def _merge(
-    problem: Problem, left: FloatArray, right: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+    problem: Problem, left: State, right: State, follow: Callable[[Merge], tuple[FloatArray, FloatArray]]
+) -> tuple[State, FloatArray, FloatArray]:
     """State after a merge, the blocks it absorbs (U, T), and those by score (K, U, T)."""
-    void = problem.void(left[_MEAN], left[_VARIANCE], left[_LOG])
-    arriving, spread = right[_MEAN], right[_VARIANCE]
-    stays = arriving * void.mean
-    merged = np.empty_like(left)
-    merged[_MEAN] = left[_MEAN] + stays
+    void = problem.void(left.kept, left.variance, left.logarithm)
+    stays, absorbed = right.kept * void.mean, right.kept * void.hit
     # K | v is binomial(N_R, v), N_R independent of the left side.
-    merged[_VARIANCE] = np.maximum(
-        left[_VARIANCE]
-        + 2 * arriving * void.covariance
-        + arriving * (void.mean - void.square)
-        + (spread + arriving**2) * void.square
-        - stays**2,
-        0.0,
+    variance = (
+        left.variance
+        + 2 * right.kept * void.covariance
+        + right.kept * (void.mean - void.square)
+        + (right.variance + right.kept**2) * void.square
+        - stays**2
     )
-    slope, chance = problem.tail_slope(left[_LOG])
-    by_score = problem.matched(left[_MEAN], void, left[_TAIL:], slope, chance)
+    slope, chance = problem.tail_slope(left.logarithm)
+    by_score = problem.matched(left.kept, void, left.tail, slope, chance)
     ratio = _growth(problem, void, right) if problem.has_core else 1.0
     growth = stays * ratio * void.correction
-    merged[_LOG] = left[_LOG] + growth * void.slope
-    merged[_TAIL:] = left[_TAIL:] + growth * slope
-
     first, second = problem.similarity(void.hit, by_score)
-    absorbed = arriving * void.hit
-    merged[_MEMBERS] = left[_MEMBERS] + right[_MEMBERS] + absorbed
-    # An absorbed representative stands at c = 1 to itself, its members at the product along the path.
-    merged[_FIRST] = left[_FIRST] + right[_FIRST] * void.mean + (arriving + right[_FIRST]) * first
-    # c² of a product of independent directions: c₁²c₂² plus what the parts across the path add.
-    across = (right[_MEMBERS] - right[_SECOND]) * (void.hit - second) * problem.scatter
-    merged[_SECOND] = (
-        left[_SECOND] + right[_SECOND] * void.mean + (arriving + right[_SECOND]) * second + across
+    followed = follow(
+        Merge(left, right, stays, absorbed, void.hit, void.mean, first, second, problem.scatter)
     )
-    by_score *= arriving
+    by_score *= right.kept
+    merged = State(
+        kept=left.kept + stays,
+        variance=np.maximum(variance, 0.0),
+        logarithm=left.logarithm + growth * void.slope,
+        tail=left.tail + growth * slope,
+        members=left.members + right.members + absorbed,
+        first=followed[0],
+        second=followed[1],
+    )
     return merged, absorbed, by_score
 
 
-def _growth(problem: Problem, void: Void, right: FloatArray) -> FloatArray:
+def _growth(problem: Problem, void: Void, right: State) -> FloatArray:
     """Growth of −ln v per surviving block of the right side, over the slope.
 
     The number of right representatives in an uncovered cap is binomial, with the mean that the cap's size
     gives and the chance of none that the right side leaves uncovered; each survives with chance c, two of
     them more often together than apart. E[no survivor] is shared out over the survivors.
     """
-    count = right[_MEAN]
+    count = right.kept
     inside = count * problem.chance
-    binomial = _binomial_of_void(inside, right[_LOG])
+    binomial = _binomial_of_void(inside, right.logarithm)
     survives = np.minimum(void.mean * void.weight, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(inside > 0, binomial / inside, 0.0)
