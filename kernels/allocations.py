@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -31,6 +32,8 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     # Above the highest level: the profiler would announce itself on standard error at its first start.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    # What an earlier call left to the garbage collector would be released, with a warning, during this one.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result

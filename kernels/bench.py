@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from ratedist.errors import InputError
 from ratedist.kernels.allocations import peak_extra_bytes
 from ratedist.kernels.driver import fuse_with
-from ratedist.kernels.fuse import VARIANTS, fuse, matcher_of
+from ratedist.kernels.fuse import VARIANTS, Fusion, check_options, fuse, matcher_of
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.kernels.matching import Matcher
 from ratedist.kernels.triton_support import choose_backend
@@ -180,7 +181,7 @@ def bench_fusion(
     least of each counts. Memory is counted in a run of its own (``peak_extra_bytes``).
 
     Args:
-        requests: requests of the batch.
+        requests: requests of the batch; at least 2.
         blocks: full blocks per request.
         thresholds: thresholds to measure at.
         variants: of ``ratedist.kernels.fuse.VARIANTS``.
@@ -193,69 +194,81 @@ def bench_fusion(
         kv_heads: KV heads.
         head_dim: scalars per head.
 
-    Yields:
-        ``name, dataset, variant, threshold, backend, device, seconds, floor_seconds, ratio,
-        extra_bytes, extra_share`` (of the bytes of the layer's keys and values), ``compression,
-        candidates, kept, products`` (matrix products), ``scores`` (their entries).
+    Returns:
+        Rows, each measured when it is asked for: ``name, dataset, variant, threshold, backend, device,
+        seconds, floor_seconds, ratio, extra_bytes, extra_share`` (of the bytes of the layer's keys and
+        values), ``compression, candidates, kept, products`` (matrix products), ``scores`` (their entries).
 
     Raises:
         InputError: an argument outside what is listed.
     """
-    for argument, value in (("requests", requests), ("blocks", blocks), ("repeats", repeats)):
-        if value < 1:
-            raise InputError(argument, value, "must be at least 1")
+    for argument, value, least in (("requests", requests, 2), ("blocks", blocks, 1), ("repeats", repeats, 1)):
+        if value < least:
+            raise InputError(argument, value, f"must be at least {least}")
     for name in datasets:
         if name not in DATASETS:
             raise InputError("dataset", name, f"must be one of {', '.join(DATASETS)}")
+    for variant in variants:
+        for threshold in thresholds:
+            check_options(threshold, variant)
     if backend == "reference":
         raise InputError("backend", backend, "is not measured: it holds whole similarity matrices by design")
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError("device", device, "must be a device that torch can use here, such as cpu") from error
+    chosen = choose_backend(backend, place)
 
-    place = torch.device(device)
-    for name in datasets:
-        layer = synthetic_layer(
-            requests,
-            blocks,
-            cosines=DATASETS[name],
-            seed=seed,
-            block_size=block_size,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            device=place,
-        )
-        chosen = choose_backend(backend, place)
-        matcher = matcher_of(chosen)
-        layer_bytes = 2 * layer.k.numel() * layer.k.element_size()
-        for variant in variants:
-            for threshold in thresholds:
+    def measure() -> Iterator[dict[str, Any]]:
+        for name in datasets:
+            layer = synthetic_layer(
+                requests,
+                blocks,
+                cosines=DATASETS[name],
+                seed=seed,
+                block_size=block_size,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                device=place,
+            )
+            for variant in variants:
+                for threshold in thresholds:
+                    row = _measure(layer, variant, threshold, chosen, repeats)
+                    yield {"name": f"fusion/{name}/{variant}/{threshold:g}", "dataset": name, **row}
 
-                def run(layer=layer, variant=variant, threshold=threshold, chosen=chosen):
-                    return fuse(layer, threshold=threshold, variant=variant, backend=chosen)
+    # Checked above and at once; measured as the rows are asked for.
+    return measure()
 
-                shapes = needed_products(matcher, layer, threshold, variant)
-                times, floors = [], []
-                for _ in range(repeats):
-                    times.append(_seconds(run, place))
-                    floors.append(_seconds(lambda layer=layer, shapes=shapes: replay(layer, shapes), place))
-                extra = peak_extra_bytes(run, place)
-                fusion = run()
-                yield {
-                    "name": f"fusion/{name}/{variant}/{threshold:g}",
-                    "dataset": name,
-                    "variant": variant,
-                    "threshold": threshold,
-                    "backend": chosen,
-                    "device": str(place),
-                    "seconds": min(times),
-                    "floor_seconds": min(floors),
-                    "ratio": min(times) / min(floors),
-                    "extra_bytes": extra,
-                    "extra_share": extra / layer_bytes,
-                    "compression": fusion.compression,
-                    "candidates": fusion.candidates,
-                    "kept": fusion.kept,
-                    "products": len(shapes),
-                    "scores": sum(rows * cols for rows, cols in shapes),
-                }
+
+def _measure(layer: PagedLayer, variant: str, threshold: float, backend: str, repeats: int) -> dict[str, Any]:
+    device = layer.k.device
+
+    def run() -> Fusion:
+        return fuse(layer, threshold=threshold, variant=variant, backend=backend)
+
+    shapes = needed_products(matcher_of(backend), layer, threshold, variant)
+    seconds = floor = math.inf
+    for _ in range(repeats):
+        seconds = min(seconds, _seconds(run, device))
+        floor = min(floor, _seconds(lambda: replay(layer, shapes), device))
+    extra = peak_extra_bytes(run, device)
+    fusion = run()
+    return {
+        "variant": variant,
+        "threshold": threshold,
+        "backend": backend,
+        "device": str(device),
+        "seconds": seconds,
+        "floor_seconds": floor,
+        "ratio": seconds / floor,
+        "extra_bytes": extra,
+        "extra_share": extra / (2 * layer.k.numel() * layer.k.element_size()),
+        "compression": fusion.compression,
+        "candidates": fusion.candidates,
+        "kept": fusion.kept,
+        "products": len(shapes),
+        "scores": sum(rows * cols for rows, cols in shapes),
+    }
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

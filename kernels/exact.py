@@ -112,6 +112,8 @@ def _hash(pool: Tensor, ids: Tensor) -> Tensor:
         words = _words(pool, ids[start : start + step]).long()
         if weights is None:
             weights = _weights(words.shape[1], pool.device)
+        # Times an odd number the highest bit, a sign, stays alone the highest bit: fold it into others.
+        words ^= (words >> 32) & 0xFFFFFFFF
         result[start : start + step] = words.mul_(weights).sum(1)
     return result
 

@@ -12,7 +12,7 @@ from ratedist.kernels.result import Fusion
 from ratedist.kernels.scales import SCALES
 from ratedist.kernels.triton_support import choose_backend
 
-__all__ = ["BACKENDS", "CRITERIA", "SCALES", "VARIANTS", "Fusion", "fuse", "matcher_of"]
+__all__ = ["BACKENDS", "CRITERIA", "SCALES", "VARIANTS", "Fusion", "check_options", "fuse", "matcher_of"]
 
 VARIANTS = ("leader", "tree")
 BACKENDS = ("auto", "reference", "cpu", "triton")
@@ -67,6 +67,19 @@ def fuse(
     """
     if not isinstance(layer, PagedLayer | FusedLayer):
         raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")
+    threshold = check_options(threshold, variant, criterion, scale)
+    chosen = choose_backend(backend, layer.k.device, BACKENDS)
+    if chosen == "reference":
+        from ratedist.kernels.reference import fuse_reference
+
+        return fuse_reference(layer, threshold, variant, criterion, scale, layer_name)
+    return fuse_with(matcher_of(chosen), layer, threshold, variant, criterion, scale, layer_name)
+
+
+def check_options(
+    threshold: float, variant: str = "leader", criterion: str = "keys", scale: str = "own-norm"
+) -> float:
+    """The threshold as a float; raises InputError where an option is not one that ``fuse`` accepts."""
     for argument, value, known in (
         ("variant", variant, VARIANTS),
         ("criterion", criterion, CRITERIA),
@@ -79,13 +92,7 @@ def fuse(
     threshold = float(threshold)
     if not -1 <= threshold <= 1:  # NaN fails this too
         raise InputError("threshold", threshold, "must lie within [-1, 1], the range of a cosine similarity")
-
-    chosen = choose_backend(backend, layer.k.device, BACKENDS)
-    if chosen == "reference":
-        from ratedist.kernels.reference import fuse_reference
-
-        return fuse_reference(layer, threshold, variant, criterion, scale, layer_name)
-    return fuse_with(matcher_of(chosen), layer, threshold, variant, criterion, scale, layer_name)
+    return threshold
 
 
 def matcher_of(backend: str) -> Matcher:

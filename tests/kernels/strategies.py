@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ratedist.kernels.layout import UNUSED, BlockTable, PagedLayer
 
-EXAMPLES = {"reference": 25, "cpu": 50, "triton": 3}
+EXAMPLES = {"reference": 25, "cpu": 50, "triton": 10}
 """Examples per property; interpreted Triton takes a second for what torch does in a millisecond."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
