@@ -37,7 +37,7 @@ typecheck: $(READY)
 	mkdir -p $(STAGED)/ratedist
 	ln -s $(CURDIR)/ratedist/* $(STAGED)/ratedist/
 	ln -s $(CURDIR)/kernels $(CURDIR)/sim $(CURDIR)/validate $(CURDIR)/figures $(STAGED)/ratedist/
-	cd $(STAGED) && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p ratedist
+	cd $(STAGED) && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p ratedist
 
 pytest: $(READY)
 	$(BIN)/python -m pytest -n auto
