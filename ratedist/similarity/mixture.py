@@ -89,7 +89,7 @@ class Mixture(SimilarityLaw):
             return np.where(q < 1, 1.0, self.support[0])[()]
         rest = np.clip((q - self.duplicates) / max(1 - self.duplicates, 1e-300), 0.0, 1.0)
         ends = np.array([law.isf(rest) for law in self.laws])
-        return self._between(self.sf, q, ends)
+        return np.where(q < self.duplicates, 1.0, self._between(self.sf, q, ends))[()]
 
     def ppf(self, q: ArrayLike) -> FloatArray:
         q = probabilities(q)

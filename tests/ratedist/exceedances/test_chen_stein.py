@@ -46,6 +46,19 @@ def test_terms_against_enumeration(ragged: Exceedances, neighbourhood: str, null
     assert found.bound == pytest.approx(min(1, factor * (b1 + b2)))
 
 
+def test_bound_of_a_few_pairs() -> None:
+    """Three pairs among 2 × 50 × 50 blocks, two of which share one: (1 − e^{−3})/3·(b₁ + b₂)."""
+    few = Exceedances.from_pairs([0, 0, 0], [1, 1, 2], [1, 1, 1], [4, 5, 6], blocks=[50, 50])
+    found = chen_stein(few, "block")
+    rate = 3 / 2500
+    assert found.b1 == pytest.approx(2500 * 99 * rate**2)
+    assert found.b2 == 2
+    alone = Exceedances.from_pairs([0, 0], [1, 2], [1, 1], [4, 6], blocks=[500, 500])
+    found = chen_stein(alone, "block")
+    assert found.b2 == 0
+    assert found.bound == pytest.approx((1 - math.exp(-2)) / 2 * 250_000 * 999 * (2 / 250_000) ** 2)
+
+
 def test_size_on_independent_pairs() -> None:
     """On independent pairs b₂/λ is 2Λ by block and 2Λ·p by request, b₁/λ the same and 1/λ more."""
     rng = np.random.default_rng(0)

@@ -31,6 +31,8 @@ def test_fit_recovers_its_law() -> None:
         for k in (found.size, found.size * 1.01, found.size / 1.01)
     ]
     assert likelihood[0] >= max(likelihood[1:])
+    poisson = scipy.stats.poisson(found.mean).logpmf(counts).sum()
+    assert found.aic_gain == pytest.approx(2 * (likelihood[0] - poisson) - 2, abs=1e-6)
 
 
 def test_poisson_counts_need_no_compound_law() -> None:

@@ -46,6 +46,26 @@ def test_total_against_repeated_draws(popular: float, passages: float) -> None:
         assert 0.9 < claimed / spread_total < 2.2
 
 
+def test_jackknife_against_leaving_requests_out() -> None:
+    made = draw(np.random.default_rng(2), popular=0.5)
+    n = made.requests
+    totals = []
+    for left_out in range(n):
+        keep = (made.request_of[made.first] != left_out) & (made.request_of[made.second] != left_out)
+        ends = [
+            part
+            for side in (made.first[keep], made.second[keep])
+            for part in (made.request_of[side], made.position_of[side])
+        ]
+        for requests in (ends[0], ends[2]):
+            requests[requests > left_out] -= 1
+        rest = Exceedances.from_pairs(*ends, blocks=np.delete(made.blocks, left_out))
+        totals.append(dispersion(rest).total)
+    # (n − 1)/n times the sum of squared deviations.
+    expected = math.sqrt((n - 1) * np.var(totals))
+    assert dispersion(made).total_error == pytest.approx(expected, rel=1e-9)
+
+
 def test_parts_see_their_own_clumps() -> None:
     """Blocks that meet everyone raise ``per_block`` alone; passages of two requests ``between_requests``."""
     n, p = 20, 10

@@ -50,6 +50,9 @@ def laws() -> dict[str, SimilarityLaw]:
         "pareto-short": ParetoTail([-0.2, 0.3, 0.5], [0.0, 0.8, 1.0], 0.6, -0.4, 0.1),
         "mixture": Mixture([0.5, 0.3], [Spherical(64), TruncatedGaussian(0.8, 0.05)], 0.2),
         "mixture-of-tails": Mixture([0.6, 0.4], [empirical, Gaussian(0.7, 0.15)]),
+        "mixture-below-1": Mixture(
+            [0.8], [ParetoTail([-0.2, 0.3, 0.5], [0.0, 0.8, 1.0], 0.1, -0.4, 0.1)], 0.2
+        ),
         "duplicates-only": Mixture([], [], 1.0),
         "position-cell": marked.cell(0, 0),
         "position-marginal": marked.marginal(),

@@ -63,6 +63,36 @@ def test_standard_errors_are_honest(name: str) -> None:
     assert np.all(np.abs(scores.var(axis=0) - 1) < 4 * math.sqrt(2 / 60))
 
 
+@pytest.mark.parametrize(
+    "law",
+    [Spherical(3), Spherical(40), Spherical(1e6), TruncatedGaussian(0.9, 0.1), TruncatedGaussian(0.4, 0.1)],
+)
+def test_standard_errors_are_the_curvature(law: SimilarityLaw) -> None:
+    """In an exponential family the information at the maximum is the log-likelihood's curvature there."""
+    sample = law.rvs(500, np.random.default_rng(1))
+    fitted = type(law).fit(sample)
+    names = list(fitted.standard_errors)
+    best = np.array([fitted.law.to_dict()[name] for name in names])
+    steps = np.array([0.02 * fitted.standard_errors[name] for name in names])
+
+    def likelihood(parameters: np.ndarray) -> float:
+        return float(np.sum(np.log(type(law)(*parameters).pdf(sample))))
+
+    size = len(names)
+    curvature = np.empty((size, size))
+    units = np.diag(steps)
+    for i in range(size):
+        for j in range(size):
+            curvature[i, j] = (
+                likelihood(best + units[i] + units[j])
+                - likelihood(best + units[i] - units[j])
+                - likelihood(best - units[i] + units[j])
+                + likelihood(best - units[i] - units[j])
+            ) / (4 * steps[i] * steps[j])
+    errors = np.sqrt(np.diag(np.linalg.inv(-curvature)))
+    np.testing.assert_allclose([fitted.standard_errors[name] for name in names], errors, rtol=5e-3)
+
+
 def test_gaussian_errors_stay_honest_on_other_laws() -> None:
     """The error of ``std`` comes from the fourth moment: a uniform sample has less than a normal one."""
     rng = np.random.default_rng(2)

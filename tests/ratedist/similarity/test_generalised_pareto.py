@@ -10,6 +10,7 @@ import scipy.stats
 
 from ratedist.errors import InputError
 from ratedist.similarity.generalised_pareto import (
+    _covariance,
     excess_isf,
     excess_pdf,
     excess_sf,
@@ -62,6 +63,12 @@ def test_observed_information_is_the_curvature(shape: float) -> None:
     np.testing.assert_allclose(fitted.covariance, covariance, rtol=1e-3)
     assert fitted.shape_error == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-3)
     assert fitted.scale_error == pytest.approx(math.sqrt(covariance[1, 1]), rel=1e-3)
+
+
+def test_expansion_of_the_information_joins_its_closed_form() -> None:
+    y = scipy.stats.genpareto(0.0).rvs(3000, random_state=2)
+    below, above = _covariance(y, 0.999e-3, 1.0), _covariance(y, 1.001e-3, 1.0)
+    np.testing.assert_allclose(below, above, rtol=3e-4)
 
 
 def test_standard_errors_are_honest() -> None:

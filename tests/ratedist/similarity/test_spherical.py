@@ -30,6 +30,14 @@ def test_tail_against_mpmath(dim: float, s: float) -> None:
     assert law.sf(-s) == pytest.approx(1 - math.exp(exact), rel=1e-14)
 
 
+def test_quantiles_next_to_the_median() -> None:
+    """s = (½ − q)/f(0) to first order, down to the last digits of ½ − q."""
+    for dim in (3, 64, 3072):
+        law = Spherical(dim)
+        assert law.isf(0.5 - 1e-9) == pytest.approx(1e-9 / law.pdf(0), rel=1e-6)
+        assert law.isf(0.5) == 0
+
+
 def test_density_at_dimension_three_is_uniform() -> None:
     """Archimedes: the height of a uniform point on the ordinary sphere is uniform."""
     np.testing.assert_allclose(Spherical(3).pdf([-1, -0.4, 0.9, 1]), 0.5, rtol=1e-14)
