@@ -6,6 +6,8 @@ import sys
 
 __all__ = ["main"]
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line; errors of ratedist end it with one line on standard error and exit code 2."""
@@ -17,8 +19,11 @@ def main() -> None:
     except RatedistError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
-        )
-        sys.exit(130)
+    except SystemExit as end:
+        # typer turns Ctrl-C into this code without a word.
+        if end.code == _INTERRUPTED:
+            print(
+                "interrupted; what was finished is kept, and the same command goes on from there",
+                file=sys.stderr,
+            )
+        raise
