@@ -132,6 +132,36 @@ def test_what_is_compiled_is_what_would_be_launched() -> None:
     assert "the compiled kernels read 16 bytes at a time" in done.stdout
 
 
+BROKEN = """
+import dataclasses, json, torch
+from ratedist.kernels import _attention_triton
+from ratedist.kernels.compile import compile_kernel
+
+good = _attention_triton._specialisation(torch.float16, 64)
+half_aligned = dataclasses.replace(good, aligned=("k_pool",))
+upcast = dataclasses.replace(good, constexprs={**good.constexprs, "UPCAST": True})
+print(json.dumps([compile_kernel(broken, "cuda:90").to_dict() for broken in (half_aligned, upcast)]))
+"""
+
+
+def test_the_report_shows_what_is_wrong() -> None:
+    """Without promised alignment a pool loses its wide loads; float32 operands lose matrix instructions."""
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=without_interpreter(),
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    half_aligned, upcast = json.loads(done.stdout)
+    assert half_aligned["loads"] == {"k_pool": 16, "v_pool": 2}
+    assert half_aligned["load_bytes"] == 2
+    assert upcast["matrix_instructions"] == 0
+    assert upcast["spills"] > 0
+
+
 def test_tables_of_the_command() -> None:
     done = subprocess.run([CLI, "kernels", "--help"], capture_output=True, text=True, check=True)
     assert "ratedist kernels --target cuda:90 --json" in " ".join(done.stdout.split())
