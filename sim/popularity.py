@@ -14,6 +14,8 @@ __all__ = ["PitmanYor", "Succession", "fit_pitman_yor", "fit_succession"]
 
 FloatArray = NDArray[np.float64]
 
+_CHANCES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.999])
+
 
 @dataclass(frozen=True)
 class PitmanYor:
@@ -48,23 +50,36 @@ class PitmanYor:
 
 @dataclass(frozen=True)
 class Succession:
-    """What follows a context: with chance ``sure`` always the same, else draws of a Pitman-Yor process.
+    """What follows a context: some decide it, some leave it free, the others draw by a Pitman-Yor process.
 
     Attributes:
-        sure: chance that a context decides its successor.
-        law: successors of the contexts that do not.
+        sure: chance that a context always has the same successor.
+        free: chance that it never has the same one twice.
+        law: successors of the other contexts.
     """
 
     sure: float
+    free: float
     law: PitmanYor
 
     def new(self, draws: int, kinds: int) -> float:
-        """Chance that the next successor is none of the ``kinds`` seen in ``draws`` after this context."""
-        if kinds != 1:
+        """Chance that the next successor is none of the ``kinds`` seen in ``draws`` after this context.
+
+        By Bayes' rule over what the context can still be.
+        Test: tests/sim/test_popularity.py::test_succession_is_consistent.
+        """
+        if draws == 0:
+            return 1.0
+        if 1 < kinds < draws:
             return self.law.new(draws, kinds)
-        # All draws agreed: Bayes' rule between a context that decides and one that happened to agree.
-        chance = (1 - self.sure) * float(np.exp(self.law.log_likelihood([draws])))
-        return chance / max(chance + self.sure, 1e-300) * self.law.new(draws, 1)
+        sure = self.sure if kinds == 1 else 0.0
+        free = self.free if kinds == draws else 0.0
+        sizes = [draws] if kinds == 1 else [1] * draws
+        mixed = (1 - self.sure - self.free) * float(np.exp(self.law.log_likelihood(sizes)))
+        total = sure + free + mixed
+        if total <= 0:
+            return self.law.new(draws, kinds)
+        return (free + mixed * self.law.new(draws, kinds)) / total
 
 
 def fit_pitman_yor(partitions: Sequence[Sequence[int]]) -> PitmanYor:
@@ -74,27 +89,31 @@ def fit_pitman_yor(partitions: Sequence[Sequence[int]]) -> PitmanYor:
     would mean nothing. Partitions of one draw say nothing; without others every draw is taken to be new.
     Test: tests/sim/test_popularity.py::test_fit_recovers_the_growth.
     """
-    return _fit(partitions, np.zeros(1)).law
+    return _fit(partitions, np.zeros((1, 2))).law
 
 
 def fit_succession(partitions: Sequence[Sequence[int]]) -> Succession:
     """Maximum likelihood from the successors' counts after each context; see ``fit_pitman_yor``."""
-    return _fit(partitions, np.array([0.0, 0.02, 0.05, *np.arange(0.1, 0.95, 0.1), 0.95, 0.98, 0.99, 0.999]))
+    pairs = np.stack(np.meshgrid(_CHANCES, _CHANCES, indexing="ij"), axis=-1).reshape(-1, 2)
+    return _fit(partitions, pairs[pairs.sum(axis=1) < 1])
 
 
-def _fit(partitions: Sequence[Sequence[int]], sure: FloatArray) -> Succession:
+def _fit(partitions: Sequence[Sequence[int]], chances: FloatArray) -> Succession:
+    """The best of the given (sure, free) and of the candidates for the law."""
     kinds = Counter(tuple(sorted(sizes)) for sizes in partitions if sum(sizes) > 1)
     if not kinds:
-        return Succession(0.0, PitmanYor(0.999, 1.0))
+        return Succession(0.0, 0.0, PitmanYor(0.999, 1.0))
     discount, strength = _candidates(max(sum(sizes) for sizes in kinds), max(len(sizes) for sizes in kinds))
-    total = np.zeros((sure.size, discount.size))
-    with np.errstate(divide="ignore"):
-        log_sure, log_branch = np.log(sure)[:, None], np.log1p(-sure)[:, None]
+    sure, free = chances[:, :1], chances[:, 1:]
+    total = np.zeros((len(chances), discount.size))
     for sizes, times in kinds.items():
-        value = log_branch + _log_likelihood(np.array(sizes, dtype=np.float64), discount, strength)
-        total += times * (np.logaddexp(value, log_sure) if len(sizes) == 1 else value)
-    at_sure, at = np.unravel_index(int(total.argmax()), total.shape)
-    return Succession(float(sure[at_sure]), PitmanYor(float(discount[at]), float(strength[at])))
+        chance = np.exp(_log_likelihood(np.array(sizes, dtype=np.float64), discount, strength))
+        mixed = (1 - sure - free) * chance + sure * (len(sizes) == 1) + free * (len(sizes) == sum(sizes))
+        total += times * np.log(np.maximum(mixed, 1e-300))
+    at_chances, at = np.unravel_index(int(total.argmax()), total.shape)
+    return Succession(
+        *(float(x) for x in chances[at_chances]), PitmanYor(float(discount[at]), float(strength[at]))
+    )
 
 
 def _candidates(draws: int, kinds: int) -> tuple[FloatArray, FloatArray]:

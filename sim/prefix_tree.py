@@ -21,6 +21,8 @@ _START = -1
 _Context = tuple[int, int]
 _BEGIN: _Context = (_START, _START)
 _ContextT = TypeVar("_ContextT", bound=Hashable)
+# A context met so often is met often: a shared prefix is met by every request, a chunk by few.
+_OFTEN = 4
 # A new number is never one of the sample's.
 _FRESH = 1 << 40
 
@@ -105,6 +107,19 @@ class PrefixTreeContent:
         return [state.request(blocks, rng) for blocks in full_blocks]
 
 
+class _Followers:
+    """Laws of what follows a context: contexts met often and rarely are not of one kind."""
+
+    def __init__(self, partitions: list[list[int]]) -> None:
+        self._all = fit_succession(partitions)
+        rare = [sizes for sizes in partitions if 1 < sum(sizes) < _OFTEN]
+        self._rare = fit_succession(rare) if rare else self._all
+
+    def of(self, draws: int) -> Succession:
+        """The law for a context met so often."""
+        return self._rare if draws < _OFTEN else self._all
+
+
 class _State:
     """Counts of the sample, which grow with every request drawn."""
 
@@ -136,8 +151,8 @@ class _State:
                 self._record(previous, context, block, row, homes[position], position, turn)
                 previous, context, age = block, (context[1], int(row[0])), 1 if turn else age + 1
         self.starts = fit_succession(self.after_two.partitions(only=_BEGIN))
-        self.follows_two = fit_succession(self.after_two.partitions(without=_BEGIN))
-        self.follows_one = fit_succession(self.after_one.partitions(without=_START))
+        self.follows_two = _Followers(self.after_two.partitions(without=_BEGIN))
+        self.follows_one = _Followers(self.after_one.partitions(without=_START))
         self.stands = fit_succession(self.at.partitions())
         self.turns = fit_pitman_yor([list(self.library.values())])
         self.repeats = fit_succession(self.exact.partitions())
@@ -188,28 +203,35 @@ class _State:
         self, context: _Context, position: int, age: int, rng: np.random.Generator
     ) -> tuple[int | None, bool]:
         """The next block's content (None: a new one), and whether the request turned to it."""
+        seen = self.after_two.after.get(context)
         if context == _BEGIN:
-            seen, law = self.after_two.after.get(context), self.starts
+            again, turn = _again(seen, self.starts, rng), True
         else:
-            seen, law = self.after_two.after.get(context), self.follows_two
+            followers = self.follows_two
             if seen is None or sum(seen.values()) == 1:
-                seen, law = self.after_one.after.get(context[1]), self.follows_one
-        if context != _BEGIN and (seen is None or sum(seen.values()) == 1):
-            # Too little is known of this content itself: how long stretches last decides.
-            turn = rng.random() < self._turning(age)
-            again = None if turn or seen is None else next(iter(seen))
-            if again is None and not turn:
-                return None, False
-        else:
-            again = _again(seen, law, rng)
-            turn = again is None or len(seen or ()) > 1
+                seen, followers = self.after_one.after.get(context[1]), self.follows_one
+            if seen is None:
+                # Nothing is known of this content: how long stretches last decides.
+                if rng.random() >= self._turning(age):
+                    return None, False
+                again, turn = None, True
+            else:
+                draws = sum(seen.values())
+                law = followers.of(draws)
+                new = law.new(draws, len(seen))
+                if draws == 1:
+                    # Little is known: how long stretches last counts too, as further evidence.
+                    new = _with_odds(new, self._turning(age), self._turning(None))
+                again = None if rng.random() < new else _pick(seen, law.law.discount, rng)
+                turn = again is None or len(seen) > 1
         if again is not None:
             return again, turn
         gone = dict(seen or {})
         wider = {key: n for key, n in self.after_one.after.get(context[1], {}).items() if key not in gone}
         for choices, other in ((wider, self.follows_one), (self.at.after.get(position, {}), self.stands)):
             left = {key: n for key, n in choices.items() if key not in gone}
-            chosen = _again(left, other, rng)
+            law = other.of(sum(left.values())) if isinstance(other, _Followers) else other
+            chosen = _again(left, law, rng)
             if chosen is not None:
                 return chosen, True
             gone |= left
@@ -228,8 +250,12 @@ class _State:
                 weights[content] = weights.get(content, 0.0) + weight * count
         return weights
 
-    def _turning(self, age: int) -> float:
-        went_on, turned = self.by_age.get(age, (0, 0))
+    def _turning(self, age: int | None) -> float:
+        """Chance to turn after a stretch of ``age`` blocks; of any length where None."""
+        if age is None:
+            went_on, turned = (sum(counts[i] for counts in self.by_age.values()) for i in (0, 1))
+        else:
+            went_on, turned = self.by_age.get(age, (0, 0))
         # Jeffreys' prior is too wide for chances that are nearly always 0 or 1.
         return (turned + 0.05) / (went_on + turned + 0.1)
 
@@ -252,6 +278,12 @@ class _State:
     def _number(self) -> int:
         self.fresh += 1
         return self.fresh
+
+
+def _with_odds(chance: float, evidence: float, usual: float) -> float:
+    """A chance whose odds are multiplied by how much the evidence's odds exceed the usual ones."""
+    ratio = evidence / (1 - evidence) * (1 - usual) / usual
+    return chance * ratio / (chance * ratio + 1 - chance)
 
 
 def _turns(contents: list[list[int]]) -> list[list[bool]]:
