@@ -10,6 +10,12 @@ that happen to be aligned. `kernel` switches that off for all but the pointers t
 the launchers check, and the types of integers are annotated. That a pool's rows and strides are whole
 vectors is carried by their unit: they are passed in units of ``UNIT`` elements and multiplied in the
 kernel, which tells the compiler as much, whatever the number is.
+
+Interpreted, a kernel gets other constexprs, and nothing else differs: tiles as large as the data, as time goes
+by operations there; ``UNIT`` 1 where a pool is not aligned; and ``UPCAST`` for bfloat16, whose arithmetic the
+interpreter does on bit patterns. With ``UPCAST`` operands become float32 right after they are loaded; without
+it they enter products as they are, which is what puts them on matrix instructions. The product of two float16
+or bfloat16 numbers is exact in float32, so both forms sum the same terms.
 """
 
 from __future__ import annotations
@@ -129,7 +135,7 @@ class Specialisation:
         }
 
     def with_constexprs(self, **changes: int | bool) -> Specialisation:
-        """The same with other constexprs; the interpreter is served with larger tiles this way."""
+        """The same with other constexprs, for the interpreter alone."""
         assert INTERPRETED, "a specialisation that ahead-of-time compilation does not know"
         assert changes.keys() <= self.constexprs.keys(), changes
         return replace(self, constexprs={**self.constexprs, **changes})
