@@ -73,7 +73,7 @@ def plot_error_curve(rows: Sequence[Row], ax: Axes | None = None) -> tuple[Figur
         ):
             there = [row for row in chosen if row[field] is not None]
             same = all(row["absorbed_error2"] == row["direct_error2"] for row in there)
-            if field == "direct_error2" and same:
+            if not there or (field == "direct_error2" and same):
                 continue
             ax.plot(
                 [row["threshold"] for row in there],
@@ -104,6 +104,8 @@ def plot_rate_distortion(
     for index, variant in enumerate(distinct(rows, "variant")):
         colour = _COLOURS[index % len(_COLOURS)]
         chosen = [row for row in select(rows, variant=variant) if row["mean_error2"]]
+        if not chosen:
+            continue
         ax.plot(
             [row["bits_per_scalar"] for row in chosen],
             [row["mean_error2"] for row in chosen],

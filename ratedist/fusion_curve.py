@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,19 +12,35 @@ from numpy.typing import ArrayLike, NDArray
 from ratedist._arguments import as_numbers, as_thresholds, whole_number
 from ratedist.curve import RateDistortionCurve, bound_curve, quantisation_curve
 from ratedist.errors import InputError
-from ratedist.fusion import FusionResult, HardCore, batch_units, leader, prediction_band, tree
+from ratedist.fusion.centroid import centroid
+from ratedist.fusion.components import components
+from ratedist.fusion.hardcore import HardCore
+from ratedist.fusion.leader import leader
+from ratedist.fusion.result import KeptBlocks
+from ratedist.fusion.tree import tree
+from ratedist.fusion.units import batch_units
+from ratedist.montecarlo.chains import simulate_centroid, simulate_leader, simulate_tree
+from ratedist.montecarlo.graph import simulate_components
+from ratedist.montecarlo.sample import RunSample
 from ratedist.rate import CacheShape, bits_per_scalar, cache_rate
 from ratedist.records import Record, provenance
 from ratedist.similarity import SimilarityLaw, Spherical
 
-__all__ = ["CURVE_RECORD_SCHEMA", "VARIANTS", "FusionCurve", "curve_record", "fusion_curve"]
+__all__ = ["CURVE_RECORD_SCHEMA", "VARIANTS", "FusionCurve", "curve_record", "fusion_curve", "simulated_rows"]
 
 FloatArray = NDArray[np.float64]
 
 CURVE_RECORD_SCHEMA = "ratedist.curve/1"
 
-VARIANTS: dict[str, Callable[..., FusionResult]] = {"leader": leader, "tree": tree}
+VARIANTS: dict[str, Callable[..., KeptBlocks]] = {
+    "leader": leader,
+    "tree": tree,
+    "centroid": centroid,
+    "components": components,
+}
 """Recursions by the name of what they predict."""
+
+_WITHOUT_HARD_CORE = ("components",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +50,9 @@ class FusionCurve:
     Attributes:
         law: law of the score of a random pair.
         requests, blocks: requests of the batch, and full blocks of each.
-        variant: "leader" or "tree".
-        hard_core: whether representatives were counted as repelling each other.
+        variant: one of ``VARIANTS``.
+        hard_core: how representatives repel each other, one number per threshold; None where they were
+            counted as independent.
         confidence: share of runs that the band holds.
         scalar_bits, block_scalars: what the rate was counted with, see ``ratedist.rate.bits_per_scalar``.
         thresholds: (T,).
@@ -43,15 +60,16 @@ class FusionCurve:
         kept_std: (T,) their standard deviation from run to run.
         kept_low, kept_high: (T,) whole numbers, the band of kept blocks.
         direct_error2: (T,) mean own-norm e² of an absorbed block against the block that absorbed it; NaN
-            where nothing is absorbed.
-        absorbed_error2: (T,) the same against its final representative.
+            where nothing is absorbed, and in variants without a direct match.
+        absorbed_error2: (T,) the same against its final representative; for centroids the error of all
+            members of all groups, shared out over absorbed blocks. NaN for components, which chain.
     """
 
     law: SimilarityLaw
     requests: int
     blocks: int
     variant: str
-    hard_core: bool
+    hard_core: HardCore | None
     confidence: float
     scalar_bits: float
     block_scalars: int | None
@@ -75,11 +93,15 @@ class FusionCurve:
 
     @property
     def mean_error2(self) -> FloatArray:
-        """(T,) mean e² over all blocks, kept ones counting 0: the distortion that time sharing averages."""
+        """(T,) mean e² over all blocks, kept ones counting 0: the distortion that time sharing averages.
+
+        NaN where blocks are absorbed at an error that the variant does not know.
+        """
         return self._mean_error2(self.kept)
 
     def _mean_error2(self, kept: FloatArray) -> FloatArray:
-        return (1 - kept / self.logical) * np.nan_to_num(self.absorbed_error2)
+        share = 1 - kept / self.logical
+        return np.where(share > 0, share * self.absorbed_error2, 0.0)
 
     def _bits(self, kept: FloatArray) -> FloatArray:
         return bits_per_scalar(
@@ -98,7 +120,11 @@ class FusionCurve:
 
         Where more blocks are kept the rate is higher and fewer blocks carry an error, so the two bands move
         against each other. A band of whole numbers is widened where it misses the expectation.
+
+        Raises InputError for components, whose error is not known.
         """
+        if np.isnan(self.mean_error2).any():
+            raise InputError("variant", self.variant, "has no known error, and so no rate-distortion curve")
         low, high = np.minimum(self.kept_low, self.kept), np.maximum(self.kept_high, self.kept)
         return RateDistortionCurve(
             self.variant,
@@ -113,7 +139,8 @@ class FusionCurve:
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON-ready row per threshold; None where a quantity does not exist."""
-        slopes = self.rate_distortion().slopes()
+        known = not np.isnan(self.mean_error2).any()
+        slopes = self.rate_distortion().slopes() if known else np.full(self.thresholds.shape, np.nan)
         return [
             {
                 "threshold": float(self.thresholds[i]),
@@ -126,7 +153,7 @@ class FusionCurve:
                 "compression_high": float(self.logical / self.kept_low[i]),
                 "direct_error2": _number(self.direct_error2[i]),
                 "absorbed_error2": _number(self.absorbed_error2[i]),
-                "mean_error2": float(self.mean_error2[i]),
+                "mean_error2": _number(self.mean_error2[i]),
                 "bits_per_scalar": float(self.bits_per_scalar[i]),
                 "slope": _number(slopes[i]),
             }
@@ -179,21 +206,21 @@ def fusion_curve(
     if block_scalars is not None:
         whole_number("block_scalars", block_scalars, low=1)
     tau = as_thresholds("thresholds", thresholds)
-    core: HardCore | bool = hard_core
-    if transitivity is not None:
-        if not hard_core:
-            raise InputError("transitivity", transitivity, "belongs to the hard core, which is left out")
-        core = HardCore.of_transitivity(transitivity, tau.size)
-    result = VARIANTS[variant](law, batch_units(requests, blocks), tau, hard_core=core)
-    low, high = prediction_band(
-        result.kept, result.kept_std, low=float(blocks), high=float(result.blocks), level=level
-    )
+    core = _hard_core(law, tau, hard_core, transitivity)
+    units = batch_units(requests, blocks)
+    if variant in _WITHOUT_HARD_CORE:
+        if transitivity is not None:
+            raise InputError("transitivity", transitivity, f"has no part in the recursion of {variant}")
+        core, result = None, VARIANTS[variant](law, units, tau)
+    else:
+        result = VARIANTS[variant](law, units, tau, hard_core=False if core is None else core)
+    low, high = result.band(level)
     return FusionCurve(
         law=law,
         requests=int(requests),
         blocks=int(blocks),
         variant=variant,
-        hard_core=hard_core,
+        hard_core=core,
         confidence=level,
         scalar_bits=float(scalar_bits),
         block_scalars=block_scalars,
@@ -202,8 +229,124 @@ def fusion_curve(
         kept_std=result.kept_std,
         kept_low=low,
         kept_high=high,
-        direct_error2=np.where(result.absorbed > 0, result.direct_error2, np.nan),
-        absorbed_error2=np.where(result.absorbed > 0, result.final_error2, np.nan),
+        direct_error2=_error_of(result, "direct_error2"),
+        absorbed_error2=_error_of(result, "final_error2"),
+    )
+
+
+def _hard_core(
+    law: SimilarityLaw, thresholds: FloatArray, wanted: bool, transitivity: float | None
+) -> HardCore | None:
+    if transitivity is not None:
+        if not wanted:
+            raise InputError("transitivity", transitivity, "belongs to the hard core, which is left out")
+        return HardCore.of_transitivity(transitivity, thresholds.size)
+    if wanted and isinstance(law, Spherical):
+        return HardCore.spherical(law.dim, thresholds)
+    return None
+
+
+def _error_of(result: KeptBlocks, field: str) -> FloatArray:
+    error: FloatArray = getattr(result, field, np.full(result.kept.shape, np.nan))
+    return np.where(result.absorbed > 0, error, np.nan)
+
+
+def simulated_rows(
+    curve: FusionCurve, runs: int, seed: int, advance: Callable[[], object] = lambda: None
+) -> list[dict[str, Any]]:
+    """Monte Carlo of the process that a curve predicts: one dict per threshold, to merge into its rows.
+
+    ``simulated_kept`` and ``simulated_compression`` with standard errors (``…_se``), and the share of runs
+    within the curve's band, ``simulated_coverage``; without a hard core also ``simulated_direct_error2`` and
+    ``simulated_absorbed_error2``, where the variant has them. With a hard core the process counts kept blocks
+    only (``ratedist.montecarlo``).
+
+    Args:
+        curve: of any variant.
+        runs: at least 2 for each threshold.
+        seed: of all randomness; each threshold has a stream of its own.
+        advance: called after each threshold.
+
+    Test: tests/ratedist/test_fusion_curve.py::test_simulated_rows_agree_with_the_curve.
+    """
+    whole_number("runs", runs, low=2)
+    whole_number("seed", seed, low=0)
+    rows = []
+    for i in range(curve.thresholds.size):
+        sample = _simulate(curve, i, runs, np.random.default_rng([seed, i]))
+        kept = sample.mean_kept()
+        row = {
+            "simulated_runs": runs,
+            "simulated_kept": kept.mean,
+            "simulated_kept_se": kept.standard_error,
+            "simulated_compression": curve.logical / kept.mean,
+            "simulated_compression_se": curve.logical / kept.mean**2 * kept.standard_error,
+            "simulated_coverage": sample.coverage(float(curve.kept_low[i]), float(curve.kept_high[i])),
+        }
+        for which, field in (("direct", "direct_error2"), ("final", "absorbed_error2")):
+            error = sample.mean_error2(which)
+            if np.isfinite(error.mean):
+                row[f"simulated_{field}"] = error.mean
+                row[f"simulated_{field}_se"] = error.standard_error
+        rows.append(row)
+        advance()
+    return rows
+
+
+def _simulate(curve: FusionCurve, index: int, runs: int, rng: np.random.Generator) -> RunSample:
+    units, threshold = batch_units(curve.requests, curve.blocks), float(curve.thresholds[index])
+    options: dict[str, Any] = {"runs": runs, "rng": rng}
+    if curve.variant == "components":
+        return simulate_components(curve.law, units, threshold, **options)
+    if curve.hard_core is None:
+        if curve.variant == "tree":
+            return _simulate_centred_tree(curve.law, units, threshold, **options)
+        simulate = simulate_leader if curve.variant == "leader" else simulate_centroid
+        return simulate(curve.law, units, threshold, **options)
+    core = curve.hard_core
+    options |= {
+        "scores": False,
+        "hard_core": HardCore(core.transitivity[[index]], core.crowding[[index]], core.common[[index]]),
+    }
+    # Centroids of uniform directions meet as representatives do, so that their count is the tree's.
+    if curve.variant == "leader":
+        return simulate_leader(curve.law, units, threshold, **options)
+    return simulate_tree(curve.law, units, threshold, **options)
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """Law of c = (S − b)/(1 − b): as much of a law as the simulation reads."""
+
+    law: SimilarityLaw
+    baseline: float
+
+    def sf(self, c: ArrayLike) -> FloatArray:
+        return self.law.sf(self.baseline + (1 - self.baseline) * np.asarray(c))
+
+    def isf(self, q: ArrayLike) -> FloatArray:
+        return (self.law.isf(q) - self.baseline) / (1 - self.baseline)
+
+
+def _simulate_centred_tree(
+    law: SimilarityLaw, units: NDArray[np.int64], threshold: float, **options: Any
+) -> RunSample:
+    """The tree process in which, as in the recursion, similarities multiply once the common direction is out.
+
+    It multiplies what it draws, so it draws c = (S − b)/(1 − b), b = E[S], and 2 − 2s = (1 − b)(2 − 2c).
+    """
+    baseline = float(law.mean())
+    lowest = (threshold - baseline) / (1 - baseline)
+    if lowest < -1:  # no threshold on a similarity; far below all scores, where it does not matter
+        lowest = -1.0
+    centred = cast(SimilarityLaw, _Centred(law, baseline))
+    sample = simulate_tree(centred, units, lowest, **options)
+    assert sample.direct_error2 is not None
+    assert sample.final_error2 is not None
+    return replace(
+        sample,
+        direct_error2=(1 - baseline) * sample.direct_error2,
+        final_error2=(1 - baseline) * sample.final_error2,
     )
 
 
@@ -251,6 +394,7 @@ def curve_record(
     summary: list[dict[str, Any]] = [
         {"kind": "hull", "variant": curve.variant, "curve": curve.rate_distortion().hull().to_dict()}
         for curve in curves
+        if not np.isnan(curve.mean_error2).any()
     ]
     if isinstance(first.law, Spherical):
         error = np.geomspace(1e-3, 1.9, 120)
@@ -265,7 +409,7 @@ def curve_record(
             law=first.law.to_dict(),
             requests=first.requests,
             blocks=first.blocks,
-            hard_core=first.hard_core,
+            hard_core=first.hard_core is not None,
             confidence=first.confidence,
             scalar_bits=first.scalar_bits,
             block_scalars=first.block_scalars,

@@ -288,7 +288,7 @@ def _sequential_share() -> Derivation:
             Step(r"Large batches: \(\Lambda\) times the share, over \(\ln\Lambda\), tends to", growth),
         ),
         {"share": share, "small-rate": expansion.removeO(), "growth": growth},
-        ("ratedist.process.sequential_share",),
+        ("ratedist.fusion.sequential.sequential_share",),
     )
 
 
@@ -307,7 +307,7 @@ def _matern_share() -> Derivation:
             Step("Fusion one block at a time keeps more, by", gap),
         ),
         {"share": share, "small-rate": expansion.removeO(), "gap": gap.removeO()},
-        ("ratedist.process.matern_share",),
+        ("ratedist.fusion.sequential.matern_share",),
     )
 
 

@@ -41,7 +41,10 @@ def curve(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", help="leader (default) or tree, or several: --variant leader tree."),
+        typer.Option(
+            "--variant",
+            help="leader (default), tree, centroid or components; or several: --variant leader tree.",
+        ),
     ] = None,
     requests: Annotated[int, typer.Option("--requests", help="Requests in the batch.")] = 64,
     blocks: Annotated[int, typer.Option("--blocks", help="Full blocks per request.")] = 32,
@@ -113,8 +116,8 @@ def curve(
     variants = " ".join(variant or ["leader"]).replace(",", " ").split()
     if len(set(variants)) != len(variants):
         raise InputError("variant", variants, "names one twice")
-    if runs < 0:
-        raise InputError("runs", runs, "must be at least 0")
+    if runs < 0 or runs == 1:
+        raise InputError("runs", runs, "must be 0 for none, or at least 2 for a standard error")
     _check_layers(layers, fused_layers, block_scalars)
 
     from ratedist.fusion_curve import curve_record, fusion_curve

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from ratedist.curve import RateDistortionCurve
 from ratedist.errors import InputError
-from ratedist.fusion_curve import CURVE_RECORD_SCHEMA, curve_record, fusion_curve
+from ratedist.fusion_curve import (
+    CURVE_RECORD_SCHEMA,
+    VARIANTS,
+    FusionCurve,
+    curve_record,
+    fusion_curve,
+    simulated_rows,
+)
 from ratedist.rate import bits_per_scalar
 from ratedist.similarity import Gaussian, Spherical
 
@@ -63,23 +70,25 @@ def test_simulated_directions_of_the_theory(
     std=st.floats(0.03, 0.3),
     requests=st.integers(1, 200),
     blocks=st.integers(1, 64),
-    variant=st.sampled_from(["leader", "tree"]),
+    variant=st.sampled_from(sorted(VARIANTS)),
 )
 def test_curves_of_any_batch(mean: float, std: float, requests: int, blocks: int, variant: str) -> None:
     curve = fusion_curve(
         Gaussian(mean, std), requests=requests, blocks=blocks, thresholds=THRESHOLDS, variant=variant
     )
-    assert (curve.kept >= blocks).all()
+    assert (curve.kept >= (1 if variant == "components" else blocks)).all()
     assert (curve.kept <= requests * blocks + 1e-9).all()
     assert (np.diff(curve.kept) >= -1e-6 * curve.kept[1:]).all()
     assert (curve.kept_low <= curve.kept_high).all()
     assert (curve.bits_per_scalar <= 16 + 1e-12).all()
+    json.dumps(curve.rows(), allow_nan=False)
+    if variant == "components":
+        return
     assert (curve.mean_error2 >= 0).all()
     hull = curve.rate_distortion().hull()
     if len(hull) > 2:
         slopes = np.diff(hull.distortion) / np.diff(hull.rate)
         assert (np.diff(slopes) >= -1e-9).all()
-    json.dumps(curve.rows(), allow_nan=False)
 
 
 def test_one_request_absorbs_nothing() -> None:
@@ -170,6 +179,60 @@ def test_record() -> None:
     assert [entry["kind"] for entry in other.summary] == ["hull", "quantisation"]
 
 
+def _agree(curve: FusionCurve, rows: list[dict[str, float]], field: str, slack: float) -> None:
+    for predicted, row in zip(getattr(curve, field), rows, strict=True):
+        error = row[f"simulated_{field}_se"]
+        assert abs(row[f"simulated_{field}"] - predicted) < 4 * error + slack * predicted
+
+
+@pytest.mark.parametrize(
+    ("variant", "law"),
+    [
+        ("leader", Gaussian(0.3, 0.1)),
+        ("tree", Gaussian(0.3, 0.1)),
+        ("centroid", Gaussian(0.0, 0.15)),
+        ("components", Gaussian(0.0, 0.15)),
+        ("leader", Spherical(24)),
+        ("tree", Spherical(24)),
+    ],
+    ids=str,
+)
+def test_simulated_rows_agree_with_the_curve(variant: str, law: Gaussian | Spherical) -> None:
+    """simulated_rows within 4 standard errors and what the closed forms state of their own closure."""
+    curve = fusion_curve(law, requests=32, blocks=16, thresholds=[0.45, 0.55, 0.6], variant=variant)
+    ticks: list[int] = []
+    rows = simulated_rows(curve, 300, 7, lambda: ticks.append(1))
+    assert len(ticks) == 3
+    _agree(curve, rows, "kept", 0.003)
+    _agree(curve, rows, "compression", 0.003)
+    for row in rows:
+        assert row["simulated_runs"] == 300
+        assert 0.75 < row["simulated_coverage"] <= 1
+    if curve.hard_core is None and variant != "components":
+        _agree(curve, rows, "absorbed_error2", 0.04 if variant == "centroid" else 0.005)
+    if curve.hard_core is None and variant in ("leader", "tree"):
+        _agree(curve, rows, "direct_error2", 0.003)
+    assert rows == simulated_rows(curve, 300, 7)
+    assert rows != simulated_rows(curve, 300, 8)
+
+
+def test_components_have_no_error_and_no_rate_distortion() -> None:
+    curve = fusion_curve(
+        Gaussian(0.0, 0.15), requests=16, blocks=8, thresholds=[0.4, 0.5], variant="components"
+    )
+    assert all(row["mean_error2"] is None and row["absorbed_error2"] is None for row in curve.rows())
+    with pytest.raises(InputError, match=r"variant = 'components': has no known error"):
+        curve.rate_distortion()
+    assert [entry["kind"] for entry in curve_record([curve]).summary] == ["quantisation"]
+
+
+def test_centroids_are_nearer_than_representatives() -> None:
+    def curve(variant: str) -> FusionCurve:
+        return fusion_curve(Spherical(64), requests=64, blocks=32, thresholds=[0.35, 0.4], variant=variant)
+
+    assert (curve("centroid").mean_error2 < 0.8 * curve("tree").mean_error2).all()
+
+
 def curve_with(**changes: object) -> object:
     options: dict[str, object] = {"requests": 4, "blocks": 4, "thresholds": [0.4, 0.5], **changes}
     return fusion_curve(Spherical(16), **options)  # type: ignore[arg-type]
@@ -186,11 +249,15 @@ def curve_with(**changes: object) -> object:
         ({"thresholds": [0.4, 0.4]}, r"thresholds = 0\.4: is given twice"),
         ({"thresholds": [0.4, 1.2]}, r"thresholds = 1\.2: must be finite and lie in \[-1, 1\]"),
         ({"thresholds": [np.nan]}, r"thresholds = nan: must be finite"),
-        ({"variant": "forest"}, r"variant = 'forest': must be one of leader, tree"),
+        ({"variant": "forest"}, r"variant = 'forest': must be one of leader, tree, centroid, components"),
         ({"confidence": 0.0}, r"confidence = 0\.0: must be finite and lie in \(0, 1\]"),
         ({"confidence": 1.0}, r"confidence = 1\.0: must be below 1"),
         ({"transitivity": 1.5}, r"transitivity = 1\.5: must be finite and lie in \[0, 1\]"),
         ({"transitivity": 0.2, "hard_core": False}, r"transitivity = 0\.2: belongs to the hard core"),
+        (
+            {"variant": "components", "transitivity": 0.2},
+            r"transitivity = 0\.2: has no part in the recursion",
+        ),
         ({"scalar_bits": 0}, r"scalar_bits = 0\.0: must be finite and above 0"),
         ({"block_scalars": 0}, r"block_scalars = 0: must be a whole number of at least 1"),
     ],
@@ -198,6 +265,14 @@ def curve_with(**changes: object) -> object:
 def test_refusals(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         curve_with(**changes)
+
+
+def test_simulation_refusals() -> None:
+    curve = fusion_curve(Spherical(16), requests=4, blocks=4, thresholds=[0.4])
+    with pytest.raises(InputError, match=r"runs = 1: must be a whole number of at least 2"):
+        simulated_rows(curve, 1, 0)
+    with pytest.raises(InputError, match=r"seed = -1: must be a whole number of at least 0"):
+        simulated_rows(curve, 5, -1)
 
 
 def test_record_refusals() -> None:
