@@ -11,11 +11,12 @@ the launchers check, and the types of integers are annotated. That a pool's rows
 vectors is carried by their unit: they are passed in units of ``UNIT`` elements and multiplied in the
 kernel, which tells the compiler as much, whatever the number is.
 
-Interpreted, a kernel gets other constexprs, and nothing else differs: tiles as large as the data, as time goes
-by operations there; ``UNIT`` 1 where a pool is not aligned; and ``UPCAST`` for bfloat16, whose arithmetic the
-interpreter does on bit patterns. With ``UPCAST`` operands become float32 right after they are loaded; without
-it they enter products as they are, which is what puts them on matrix instructions. The product of two float16
-or bfloat16 numbers is exact in float32, so both forms sum the same terms.
+Interpreted, a kernel differs in its constexprs: tiles as large as the data, as time goes by operations
+there; ``UNIT`` 1 where a pool is not aligned; and ``UPCAST`` for bfloat16, whose arithmetic the interpreter
+does on bit patterns. With ``UPCAST`` operands become float32 right after they are loaded; without it they
+enter products as they are, which is what puts them on matrix instructions. The product of two float16 or
+bfloat16 numbers is exact in float32, so both forms sum the same terms. Results are stored as float32 then, and
+rounded by torch, because the interpreter cuts float32 off to bfloat16.
 """
 
 from __future__ import annotations
