@@ -15,9 +15,8 @@ Interpreted, a kernel differs in its constexprs: tiles as large as the data, as 
 there; ``UNIT`` 1 where a pool is not aligned; and ``UPCAST`` for bfloat16, whose arithmetic the interpreter
 does on bit patterns. With ``UPCAST`` operands become float32 right after they are loaded; without it they
 enter products as they are, which is what puts them on matrix instructions. The product of two float16 or
-bfloat16 numbers is exact in float32, so both forms sum the same terms.
-Results are stored as float32 there and
-rounded by torch, because the interpreter cuts float32 off to bfloat16.
+bfloat16 numbers is exact in float32, so both forms sum the same terms. Interpreted results are stored as
+float32 and rounded by torch, because the interpreter cuts float32 off to bfloat16.
 """
 
 from __future__ import annotations
