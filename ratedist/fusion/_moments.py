@@ -22,7 +22,6 @@ IntArray = NDArray[np.int64]
 
 # A block that is certain to match leaves this chance, so that exponents stay finite.
 _CERTAIN = 1 - 1e-12
-_TINY = 1e-300
 # Success of the binomial that stands in for a Poisson number; it changes the log by half of that, relatively.
 _POISSON = 1e-9
 
@@ -47,7 +46,8 @@ class Void:
         slope: −d ln v per representative.
         covariance: Cov(N, v), not above 0.
         correction: factor on the expected growth of −ln v, for v and its growth vary together.
-        binomial: π of the number of representatives.
+        binomial: π of the uncertain part of the number of representatives.
+        uncertain: mean of that part.
         logarithm: −ln v at the mean.
         weight: chance that a block inside an uncovered cap stays, over that of any block.
     """
@@ -59,6 +59,7 @@ class Void:
     covariance: FloatArray
     correction: FloatArray
     binomial: FloatArray
+    uncertain: FloatArray
     logarithm: FloatArray
     weight: FloatArray
 
@@ -66,9 +67,10 @@ class Void:
 class Problem:
     """Checked arguments, the quadrature and the closure (docs/theory.md, fusion recursions).
 
-    The number N of representatives enters by mean and variance, as a binomial with these. The uncovered
-    share is v = exp(−ℓ − slope·(N − E N)), where ℓ grows by the slope with every representative; without a
-    hard core the slope is −ln(1 − F̄(τ)) and v = (1 − F̄(τ))^N.
+    The number N of representatives enters by mean and variance: a certain part plus a binomial one, without
+    skewness unless the variance is above half the mean (then all of it is binomial). The uncovered share
+    is v = exp(−ℓ − slope·(N − E N)), where ℓ grows by the slope with every representative; without a hard
+    core the slope is −ln(1 − F̄(τ)) and v = (1 − F̄(τ))^N.
     """
 
     def __init__(
@@ -110,23 +112,26 @@ class Problem:
     def void(self, mean: FloatArray, variance: FloatArray, logarithm: FloatArray) -> Void:
         """Moments of the uncovered share; all arguments of one shape (…, T)."""
         binomial = 1 - np.divide(variance, mean, out=np.zeros_like(mean), where=mean > 0)
+        binomial = np.minimum(binomial, 0.5)
+        uncertain = variance / (1 - binomial)
         if self.has_core:
             core = self.core
             closeness = np.maximum(core.transitivity - core.crowding * logarithm, 0.0)
             weight = np.exp(logarithm * closeness)
-            chance = np.minimum(self.chance * weight, _CERTAIN)
-            slope = -np.log1p(-chance)
+            slope = self.plain_slope * weight
+            chance = -np.expm1(-slope)
             steeper = np.maximum(core.transitivity - 2 * core.crowding * logarithm, 0.0)
-            relative = chance / (1 - chance) * steeper / np.maximum(slope, _TINY)
-            correction = np.maximum(1 - relative * slope**2 * variance, 0.0)
+            correction = np.maximum(1 - steeper * slope**2 * variance, 0.0)
         else:
             chance = np.broadcast_to(self.chance, mean.shape)
             slope = np.broadcast_to(self.plain_slope, mean.shape)
             weight = correction = np.ones_like(mean)
-        log_share = np.minimum(mean * (slope + log_void_rate(chance, binomial)) - logarithm, 0.0)
+        log_share = np.minimum(uncertain * (slope + log_void_rate(chance, binomial)) - logarithm, 0.0)
         share = np.exp(log_share)
         twice = chance * (2 - chance)
-        square = np.exp(np.minimum(mean * (2 * slope + log_void_rate(twice, binomial)) - 2 * logarithm, 0.0))
+        square = np.exp(
+            np.minimum(uncertain * (2 * slope + log_void_rate(twice, binomial)) - 2 * logarithm, 0.0)
+        )
         return Void(
             mean=share,
             hit=-np.expm1(log_share),
@@ -135,6 +140,7 @@ class Problem:
             covariance=-variance * share * chance / (1 - binomial * chance),
             correction=correction,
             binomial=binomial,
+            uncertain=uncertain,
             logarithm=logarithm,
             weight=weight,
         )
@@ -151,17 +157,16 @@ class Problem:
         np.maximum(work, 0.0, out=work)
         work *= logarithm
         np.exp(work, out=work)
-        work *= tail
-        chance = np.minimum(work, _CERTAIN, out=work)
-        slope = np.log1p(-chance)
-        return np.negative(slope, out=slope), chance
+        work *= self.plain_tail_slope.reshape(spread)
+        chance = np.expm1(-work)
+        return work, np.negative(chance, out=chance)
 
     def matched(
-        self, mean: FloatArray, void: Void, tail_logarithm: FloatArray, slope: FloatArray, chance: FloatArray
+        self, void: Void, tail_logarithm: FloatArray, slope: FloatArray, chance: FloatArray
     ) -> FloatArray:
         """P(best match > s) at the nodes, (K, …, T)."""
         exponent = slope + log_void_rate(chance, void.binomial)
-        exponent *= mean
+        exponent *= void.uncertain
         exponent -= tail_logarithm
         np.minimum(exponent, 0.0, out=exponent)
         np.expm1(exponent, out=exponent)
@@ -194,7 +199,7 @@ class Problem:
             matched: (K, T) those with a best match above each node.
             final: Σ c and Σ c² against the final representative; None where it is the direct one.
         """
-        low, high = float(self.units.max()), float(self.blocks)
+        low, high = float(self.units[0]), float(self.blocks)  # the first unit meets nobody and stays whole
         kept = np.clip(kept, low, high)
         std = np.sqrt(np.maximum(variance, 0.0))
         band = prediction_band(kept, std, low=low, high=high)

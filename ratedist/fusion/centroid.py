@@ -56,8 +56,10 @@ def centroid(
 
     Error: a group of m unit vectors whose sum has length R has Σ e² = 2m − 2R under own norm, exactly. At a
     merge R² ← (R + Σ R_k s_k)² + Σ R_k²(1 − s_k²) over the groups k that one absorbs, whose directions are
-    independent given the match. The mean of its root is taken with two values for R and for every R_k. The error is bounded from below through E R <= √(E R²) for every number of groups absorbed, and from above
-    by R + Σ R_k s_k, the similarity to a representative that does not move (the tree's final error).
+    independent given the match. The mean of its root is taken with two values for R and for
+    every R_k. The error is bounded from below through E R <= √(E R²) for every number of groups absorbed,
+    and from above by R + Σ R_k s_k, the similarity to a representative that does not move (the tree's final
+    error).
 
     Args:
         law, units, thresholds, hard_core: as for ``tree``; the law is taken as that of directions without
@@ -145,7 +147,7 @@ def _largest_sum(merge: Merge) -> tuple[FloatArray, FloatArray]:
 
 
 def _poisson(rate: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-    """Numbers 1 … and their chances under a Poisson law; the last stands for all larger ones by their mean."""
+    """Numbers 1, 2, … and their Poisson chances; the last stands for all larger ones by their mean."""
     found = []
     chance = np.exp(-rate)
     for number in range(1, _MOST):

@@ -94,7 +94,7 @@ def _outside(n: int, chance: FloatArray) -> FloatArray:
 
 
 def _limits(n: int, chance: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The terms that grow with n; the rest of the mean, of order 1, is that of a small batch of equal degree."""
+    """The terms that grow with n; the rest of the mean, of order 1, is that of a small batch alike."""
     mean, variance = _leading(n, chance)
     small = -np.expm1(np.log1p(-chance) * ((n - 1) / (_SMALL - 1)))
     return mean + _exact(_SMALL, small, spread=False)[0] - _leading(_SMALL, small)[0], variance

@@ -60,7 +60,7 @@ def leader(
             slope, chance = problem.tail_slope(state[2])
             nonlocal absorbed, matched
             absorbed += weight * blocks * void.hit
-            matched += weight * blocks * problem.matched(state[0], void, state[3:], slope, chance)
+            matched += weight * blocks * problem.matched(void, state[3:], slope, chance)
 
         state = advance(state, sum(1 for _ in run), step, observe)
     return problem.result("leader", state[0], state[1], absorbed, matched, None)

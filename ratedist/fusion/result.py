@@ -45,7 +45,7 @@ class KeptBlocks:
         variant: name of the recursion.
         thresholds: (T,).
         blocks: candidate blocks in all units.
-        least: the fewest that can be kept.
+        least: the fewest that can be kept: the first unit stays whole (of components, one).
         kept: (T,) expected kept blocks.
         kept_std: (T,) standard deviation of kept blocks.
         kept_low, kept_high: (T,) whole numbers that hold kept blocks with a chance near 90 %.

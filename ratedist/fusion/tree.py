@@ -19,6 +19,9 @@ __all__ = ["Merge", "State", "tree", "walk"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+# A block that stays takes at most this many times its first-order part of the uncovered share.
+_MOST_GROWTH = 8.0
+
 
 def tree(
     law: SimilarityLaw,
@@ -174,7 +177,7 @@ def _merge(
         - stays**2
     )
     slope, chance = problem.tail_slope(left.logarithm)
-    by_score = problem.matched(left.kept, void, left.tail, slope, chance)
+    by_score = problem.matched(void, left.tail, slope, chance)
     ratio = _growth(problem, void, right) if problem.has_core else 1.0
     growth = stays * ratio * void.correction
     first, second = problem.similarity(void.hit, by_score)
@@ -210,9 +213,8 @@ def _growth(problem: Problem, void: Void, right: State) -> FloatArray:
     inverse = 1 - (1 - inverse) * np.exp(problem.core.common * void.logarithm)
     per_arrival = -log_void_rate(inside * survives, inverse) / count
     with np.errstate(divide="ignore", invalid="ignore"):
-        factor = -np.expm1(-per_arrival) / void.mean
-        ratio = -np.log1p(-np.minimum(factor, 1 - 1e-12)) / void.slope
-    return np.where((void.mean > 1e-200) & (void.slope > 0), ratio, 1.0)
+        ratio = -np.expm1(-per_arrival) / (void.mean * problem.chance * void.weight)
+    return np.where((void.mean > 1e-200) & (problem.chance > 0), np.minimum(ratio, _MOST_GROWTH), 1.0)
 
 
 def _binomial_of_void(mean: FloatArray, logarithm: FloatArray) -> FloatArray:

@@ -33,6 +33,8 @@ IntArray = NDArray[np.int64]
 
 # Blocks in flight at a time: the arrays of one batch of runs stay in the processor's cache.
 _BATCH = 60_000
+# A block that stays takes at most this many times its first-order part of the uncovered share.
+_MOST_GROWTH = 8.0
 
 
 def simulate_leader(
@@ -181,11 +183,11 @@ def _leader_batch(
 
 
 def _slope(tail: TailScores, core: HardCore | None, logarithm: FloatArray) -> float | FloatArray:
-    """Growth of −ln v with every block that stays: −ln(1 − F̄·w), w = v^(κ·(−ln v) − C)."""
+    """Growth of −ln v with every block that stays: −ln(1 − F̄)·w, w = v^(κ·(−ln v) − C)."""
     if core is None:
         return tail.exponent
     closeness = np.maximum(core.transitivity[0] - core.crowding[0] * logarithm, 0.0)
-    return -np.log1p(-np.minimum(tail.chance * np.exp(closeness * logarithm), 1 - 1e-12))
+    return tail.exponent * np.exp(closeness * logarithm)
 
 
 def _tree_counts(
@@ -217,12 +219,13 @@ def _tree_slope(
     binomial = _success(after / inside)
     void = np.exp(-before)
     closeness = np.maximum(core.transitivity[0] - core.crowding[0] * before, 0.0)
-    survives = np.minimum(void * np.exp(closeness * before), 1.0)
+    weight = np.exp(closeness * before)
+    survives = np.minimum(void * weight, 1.0)
     inverse = 1 - (1 - binomial / inside) * np.exp(core.common[0] * before)
     inverse = np.where(np.abs(inverse) < 1e-12, 1e-12, inverse)
     none_in_cap = np.log1p(-inside * survives * inverse) / inverse
-    share = -np.expm1(none_in_cap / arriving) / void
-    return -np.log1p(-np.minimum(share, 1 - 1e-12))
+    ratio = -np.expm1(none_in_cap / arriving) / (void * tail.chance * weight)
+    return tail.exponent * weight * np.minimum(ratio, _MOST_GROWTH)
 
 
 def _success(ratio: FloatArray) -> FloatArray:
