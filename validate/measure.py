@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 
 from ratedist.errors import InputError
 from ratedist.kernels.fuse import BACKENDS, fuse
-from ratedist.kernels.layout import BlockTable, PagedLayer
+from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors
 from ratedist.kernels.triton_support import interpreted, interpreter_if_no_gpu
 
-__all__ = ["Measurement", "Runtime", "measure", "runtime_for"]
+__all__ = ["Measurement", "Runtime", "measure", "on_device", "runtime_for"]
+
+LayerT = TypeVar("LayerT", PagedLayer, FusedLayer)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def measure(
             f"lengths {layer.table.lengths.tolist()}",
             f"no request fills a block of {layer.table.block_size} tokens; give longer requests",
         )
-    placed = _on(layer, where.device)
+    placed = on_device(layer, where.device)
     for threshold in thresholds:
         fusion = fuse(
             placed,
@@ -136,11 +139,20 @@ def measure(
         )
 
 
-def _on(layer: PagedLayer, device: torch.device) -> PagedLayer:
+def on_device(layer: LayerT, device: torch.device) -> LayerT:
+    """The same layer with all of its tensors on ``device``."""
     if layer.k.device == device:
         return layer
     table = layer.table
-    moved = BlockTable(
-        table.entries.to(device), table.lengths.to(device), table.domains.to(device), table.block_size
+    moved: dict[str, Any] = {
+        item.name: value.to(device)
+        for item in fields(layer)
+        if isinstance(value := getattr(layer, item.name), torch.Tensor)
+    }
+    moved["table"] = replace(
+        table,
+        entries=table.entries.to(device),
+        lengths=table.lengths.to(device),
+        domains=table.domains.to(device),
     )
-    return PagedLayer(layer.k.to(device), layer.v.to(device), moved)
+    return replace(layer, **moved)
