@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from random import Random
 
-__all__ = ["fill_form"]
+__all__ = ["FORMS", "Form", "fill_form"]
 
 
-def fill_form(random: Random, length: int) -> str:
-    """One filled-in form of at least ``length`` characters: a head, then as many entries as it takes."""
-    head, entry = random.choice(_FORMS)
+Form = tuple[str, str]
+"""Head and entry, with the names of what is filled in in braces."""
+
+
+def fill_form(form: Form, random: Random, length: int) -> str:
+    """The form filled in to at least ``length`` characters: its head, then as many entries as it takes."""
+    head, entry = form
     text, number = _fill(head, random, 0), 0
     while len(text) < length:
         number += 1
@@ -23,10 +27,7 @@ def _fill(form: str, random: Random, number: int) -> str:
         number=number,
         code=f"{random.choice('ABCDEFGH')}-{random.randrange(1000, 100000)}",
         day=random.randrange(1, 29),
-        hour=random.randrange(6, 21),
-        minute=f"{random.randrange(60):02d}",
         amount=f"{random.randrange(10, 9000)}.{random.randrange(100):02d}",
-        count=random.randrange(2, 60),
         **values,
     )
 
@@ -66,56 +67,70 @@ _VALUES = {
 
 _TICKET = (
     """SUPPORT TICKET {code}
-Opened on {day} {month} at {hour}:{minute} by {person} of the office in {city}.
-Priority: {priority}. Assigned to: the technical service team.
+Opened on {day} {month} by {person}. Priority: {priority}.
 
-Please classify the ticket below, name the most likely cause and propose the next step. Answer in the form
-"class; cause; step" and do not add anything else.
+You are given a ticket and its history. Classify the ticket as hardware, software, network or building,
+name the most likely cause in one sentence, and propose the next step. If the history shows that the
+same step was tried before, propose another one. Answer in the form "class; cause; step" and do not add
+anything else.
 
-Description by the customer: The {item} in our {city} office {fault}. We have {count} people who depend on it.
+Description by the customer: The {item} in our office in {city} {fault}. We depend on it every day and
+ask for an appointment as soon as possible. We have already switched it off and on again, checked the
+cables and read the manual, without success. Please call before you come, so that someone can open the
+door.
 History of the ticket:
 """,
-    "Entry {number}. On {day} {month} at {hour}:{minute} the technician {person} inspected the {item} "
-    "and noted that it {fault}. The customer was informed by telephone. The part {action}, and the "
-    "cost of {amount} euros was charged to account {code}.\n",
+    """Entry {number}, {day} {month}. The technician arrived on time, was let in by the customer and
+identified the device by its serial number. The power supply, the cables and the settings were checked, and
+photographs were taken for the file. Finding: the {item} {fault}. The customer was told what was found
+and what it will cost, and agreed to the work. Result: the device {action}. The visit was signed by
+{person}, and a copy of the protocol was sent to the customer by post within two working days.
+""",
 )
 
 _CLAIM = (
-    """INSURANCE CLAIM FORM
-Claim number: {code}
-Policy holder: {person}, resident in {city}
-Date of loss: {day} {month}
-Type of property: {item}
-Amount claimed: {amount} euros
+    """INSURANCE CLAIM {code}
+Policy holder: {person}, {city}. Date of loss: {day} {month}. Amount claimed: {amount} euros.
 
-Check the claim against the conditions of the policy. List every item that is not covered, with the
-number of the condition that excludes it, and state the amount to be paid.
+Check the claim below against the general conditions of the policy. List every item that is not covered,
+with the number of the condition that excludes it, and state the amount to be paid. Wear, faults of
+manufacture and damage that the policy holder caused on purpose are not covered. Items older than ten
+years are covered at half their price. If a receipt is missing, ask for it and decide nothing.
 
-Statement of the policy holder: On the day of the loss, at about {hour}:{minute}, the {item} {fault}.
-A witness, {person}, was present.
+Statement of the policy holder: On the day of the loss I came home in the evening and noticed that the
+{item} {fault}. I informed the insurance company on the same day and have changed nothing since then.
+All items belong to me, and none of them is insured anywhere else.
 Items claimed:
 """,
-    "Item {number}: one {item}, bought on {day} {month} in {city} for {amount} euros. According to "
-    "the policy holder the item {fault}. After the inspection it {action}. The receipt has the number "
-    "{code}, and the assessor was {person}.\n",
+    """Item {number}: one {item}, bought new for {amount} euros. According to the policy holder it was used at
+home only, was kept in a dry room and was serviced once a year. On the day of the loss it {fault}. The
+assessor saw the item, compared it with the photographs and the receipt, and found no sign of earlier
+damage. In the opinion of the assessor the price is usual for an item of that kind. After the inspection
+it {action}. Assessor: {person}.
+""",
 )
 
 _REPORT = (
-    """MONTHLY MAINTENANCE REPORT
-Site: {city}
-Period: {month}
-Prepared by: {person}
-Reference: {code}
+    """MAINTENANCE REPORT, {city}, {month}
+Prepared by {person}, reference {code}.
 
-Write a summary of at most five sentences for the management. Mention every machine that was taken out
-of service, and the total of the costs.
+Write a summary of the report for the management, in at most five sentences and without technical terms.
+Mention every machine that was taken out of service and every finding that could endanger people. State
+the total of the costs at the end, and compare it with the budget if the report names one. Do not give
+advice.
 
-During the period {count} inspections were carried out. The most frequent finding was that the {item} {fault}.
+During the period all machines of the site were inspected according to the plan, with the exception of
+those that were in use by a customer. The most frequent finding was that the {item} {fault}. There were
+no accidents.
 Findings:
 """,
-    "Finding {number}: During the inspection on {day} {month} at {hour}:{minute} the {item} on level "
-    "{count} {fault}. {person} was responsible. The machine {action}. Cost of labour and material: "
-    "{amount} euros, order {code}, priority {priority}.\n",
+    """Finding {number}. The inspection was carried out according to the manual, with the power switched off
+and the area secured. The {item} was opened, cleaned, and checked for wear, corrosion and loose
+connections. It turned out that it {fault}. The measured values were entered in the log and compared
+with those of the previous inspection, as the operator requires. The machine {action}. No other defects
+were found, the tools were counted, and the work was approved by {person}. Cost of labour and material:
+{amount} euros.
+""",
 )
 
-_FORMS = (_TICKET, _CLAIM, _REPORT)
+FORMS: tuple[Form, ...] = (_TICKET, _CLAIM, _REPORT)

@@ -13,7 +13,7 @@ from itertools import islice
 from random import Random
 
 from ratedist.errors import InputError
-from ratedist.validate._forms import fill_form
+from ratedist.validate._forms import FORMS, fill_form
 from ratedist.validate.prompts import Prompt, PromptSet, Tokenizer, encode
 from ratedist.validate.texts import documents, passages
 
@@ -141,13 +141,15 @@ def _documents(tokenizer: Tokenizer, tokens: int, random: Random) -> Iterator[li
 
 
 def _templates(tokenizer: Tokenizer, tokens: int, random: Random) -> Iterator[list[int]]:
-    """Forms filled in by a program: the same wording, other names, dates and amounts.
+    """A form filled in by a program: the same wording, other names, dates and amounts.
 
-    Stands for batch jobs (tickets, claims, reports) where a template is rendered per record: near-duplicates
-    that drift apart by a few tokens wherever a value is longer. Three forms, drawn at random per request.
+    Stands for batch jobs (tickets, claims, reports) where one template is rendered per record. Its fields
+    begin in the first line, so hardly a block is shared exactly; requests are near-duplicates that drift
+    apart by a few tokens wherever a value is longer. The seed chooses the form.
     """
+    form = random.choice(FORMS)
     while True:
-        yield encode(tokenizer, fill_form(random, _CHARACTERS_PER_TOKEN * tokens))[:tokens]
+        yield encode(tokenizer, fill_form(form, random, _CHARACTERS_PER_TOKEN * tokens))[:tokens]
 
 
 def _own_passages(tokens: int, random: Random) -> Iterator[str]:

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from ratedist.errors import InputError
-from ratedist.validate._forms import fill_form
+from ratedist.validate._forms import FORMS, Form, fill_form
 from ratedist.validate.prompts import PromptSet
 from ratedist.validate.texts import documents, passages
 from ratedist.validate.workloads import WORKLOADS, build_prompts
@@ -109,14 +109,19 @@ def test_templates_are_near_duplicates() -> None:
     assert common("templates") > 0.05 > 5 * common("unrelated")
 
 
-def test_forms_are_filled_and_long_enough() -> None:
-    kinds = set()
-    for seed in range(30):
-        text = fill_form(Random(seed), 3000)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0].split()[0])
+def test_forms_are_filled_and_long_enough(form: Form) -> None:
+    texts = {fill_form(form, Random(seed), 3000) for seed in range(5)}
+    assert len(texts) == 5
+    for text in texts:
         assert len(text) >= 3000
         assert "{" not in text
-        kinds.add(text.splitlines()[0].split(" ")[0])
-    assert kinds == {"SUPPORT", "INSURANCE", "MONTHLY"}
+
+
+def test_seed_chooses_the_form() -> None:
+    """The first two tokens stand for the first word."""
+    assert len({prompts("templates", seed=seed).prompts[0].token_ids[:3] for seed in range(12)}) == len(FORMS)
+    assert len({prompt.token_ids[:3] for prompt in prompts("templates").prompts}) == 1
 
 
 def test_documents_and_passages() -> None:
