@@ -18,6 +18,7 @@ from ratedist import symbolic
 from ratedist.bounds import spherical_code_bound, spherical_code_limit
 from ratedist.distortion import absorbed_error2, centroid_error2, centroid_similarity, error2
 from ratedist.errors import InputError, RatedistError
+from ratedist.fusion.sequential import matern_share, sequential_share
 from ratedist.similarity import Gaussian, Spherical
 from ratedist.symbolic import DERIVATIONS, Derivation, derive, to_latex
 
@@ -129,6 +130,11 @@ def test_shares_at_small_and_large_rates(derived: dict[str, Derivation]) -> None
         exact, series = numeric(results["share"], "Lambda"), numeric(results["small-rate"], "Lambda")
         errors = [abs(exact(rate) - series(rate)) for rate in (0.02, 0.04)]
         assert math.log2(errors[1] / errors[0]) == pytest.approx(4, abs=0.15)
+    rates = np.geomspace(1e-3, 1e3, 7)
+    for name, function in (("sequential-share", sequential_share), ("matern-share", matern_share)):
+        np.testing.assert_allclose(
+            numeric(derived[name].results["share"], "Lambda")(rates), function(rates), rtol=1e-9
+        )
     gap = numeric(derived["matern-share"].results["gap"], "Lambda")
     sequential = numeric(derived["sequential-share"].results["share"], "Lambda")
     matern = numeric(derived["matern-share"].results["share"], "Lambda")
