@@ -82,12 +82,18 @@ def find_atoms(keys: Float32Array, values: Float32Array) -> Atoms:
     )
     other = np.einsum("ij,ij->i", values[upper[0][depth > 0]], values[upper[1][depth > 0]], dtype=np.float64)
     inside, found = depth[depth > 0], pairs[depth > 0]
-    ends = np.append(cuts, 1.0)
-    of_keys = 0.5 * (ends[1:] + ends[:-1])
-    of_values = of_keys.copy()
-    for level in range(len(cuts)):
-        here = inside == level + 1
-        if here.any():
-            of_keys[level] = found[here].mean()
-            of_values[level] = max(float(other[here].mean()), 0.0)
-    return Atoms(groups, np.maximum.accumulate(of_keys), np.maximum.accumulate(of_values), cuts)
+    of_keys, of_values = (_by_level(inside, scores, cuts) for scores in (found, np.maximum(other, 0.0)))
+    return Atoms(groups, of_keys, of_values, cuts)
+
+
+def _by_level(depth: IntArray, scores: FloatArray, cuts: FloatArray) -> FloatArray:
+    """(levels,) mean score of the pairs of each depth, made non-decreasing; interpolated where none is."""
+    levels = np.arange(1, len(cuts) + 1)
+    count = np.bincount(depth, minlength=len(cuts) + 1)[1:]
+    mean = np.bincount(depth, weights=scores, minlength=len(cuts) + 1)[1:] / np.maximum(count, 1)
+    known = levels[count > 0]
+    if not known.size:
+        ends = np.append(cuts, 1.0)
+        return np.asarray(0.5 * (ends[1:] + ends[:-1]))
+    filled = np.interp(levels, [0, *known, len(cuts) + 1], [0.0, *mean[known - 1], 1.0])
+    return 0.5 * (np.maximum.accumulate(filled) + np.minimum.accumulate(filled[::-1])[::-1])

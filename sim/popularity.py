@@ -15,42 +15,80 @@ __all__ = ["PitmanYor", "Succession", "fit_pitman_yor", "fit_succession"]
 FloatArray = NDArray[np.float64]
 
 _CHANCES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.999])
+_UNIQUE = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
 class PitmanYor:
-    """After n draws of K kinds the next is new with chance (θ + dK)/(θ + n), else of kind k by n_k − d.
+    """Draws of kinds: a share is unique, the others follow a Pitman-Yor process.
 
-    d in [0, 1): K grows as n^d (d > 0) or θ·ln n (d = 0). With d < 0 and θ = −d·M there are M kinds in all.
-    Source: J. Pitman and M. Yor, Annals of Probability 25 (1997) 855; the partition's probability is the
-    exchangeable one of J. Pitman, Probability Theory and Related Fields 102 (1995) 145.
+    After n draws of K kinds the process's next is new with chance (θ + dK)/(θ + n), else of kind k by
+    n_k − d. d in [0, 1): K grows as n^d (d > 0) or θ·ln n (d = 0). With d < 0 and θ = −d·M there are M kinds
+    in all. A unique draw is of a kind that never comes again: without it everything would be met sooner or
+    later. Source: J. Pitman and M. Yor, Annals of Probability 25 (1997) 855; the partition's probability is
+    the exchangeable one of J. Pitman, Probability Theory and Related Fields 102 (1995) 145, summed over which
+    of the kinds seen once are unique.
 
     Attributes:
         discount: d.
         strength: θ > −d.
+        unique: share of unique draws.
     """
 
     discount: float
     strength: float
+    unique: float = 0.0
 
-    def new(self, draws: int, kinds: int) -> float:
-        """Chance that the next draw is of a new kind."""
-        if draws == 0:
-            return 1.0
-        return min(1.0, max(0.0, (self.strength + self.discount * kinds) / (self.strength + draws)))
+    def new(self, sizes: ArrayLike) -> float:
+        """Chance that the next draw is of a new kind, after draws with these counts by kind.
+
+        Test: tests/sim/test_popularity.py::test_likelihood_is_the_product_of_the_draws.
+        """
+        return self._next(np.asarray(sizes, dtype=np.float64))[0]
+
+    def weights(self, sizes: ArrayLike) -> FloatArray:
+        """(kinds,) weights of the kinds, given that the next draw is of one of them."""
+        counts = np.asarray(sizes, dtype=np.float64)
+        _, once, several = self._next(counts)
+        return np.where(counts == 1, once, several) * (counts - self.discount)
 
     def log_likelihood(self, sizes: ArrayLike) -> float:
         """Log probability of a partition into groups of these sizes.
 
         Test: tests/sim/test_popularity.py::test_likelihood_is_the_product_of_the_draws.
         """
-        one = (np.array([self.discount]), np.array([self.strength]))
+        one = (np.array([x]) for x in (self.discount, self.strength, self.unique))
         return float(_log_likelihood(np.asarray(sizes, dtype=np.float64), *one)[0])
+
+    def _next(self, sizes: FloatArray) -> tuple[float, float, float]:
+        """Chance that the next draw is new, and factors on n_k − d: of kinds seen once, of others."""
+        draws, kinds, once = sizes.sum(), sizes.size, int((sizes == 1).sum())
+        if draws == 0:
+            return 1.0, 1.0, 1.0
+        if self.unique == 0:
+            new = (self.strength + self.discount * kinds) / (self.strength + draws)
+            return min(1.0, max(0.0, new)), 1.0, 1.0
+        # Posterior of how many of the kinds seen once are unique.
+        gone = np.arange(once + 1)
+        one = (np.array([x]) for x in (self.discount, self.strength, self.unique))
+        terms = _terms(sizes, *one)[0]
+        if not np.isfinite(terms).any():
+            return self.unique, 1.0, 1.0  # more kinds than the library holds: no other is left
+        weight = np.exp(terms - terms.max())
+        weight /= weight.sum()
+        rest = draws - gone
+        total = np.where(rest > 0, self.strength + rest, 1.0)
+        fresh = np.where(
+            rest > 0, np.clip((self.strength + self.discount * (kinds - gone)) / total, 0, 1), 1.0
+        )
+        known = weight / total * (rest > 0)
+        new = self.unique + (1 - self.unique) * float(weight @ fresh)
+        return new, float(known @ (1 - gone / max(once, 1))), float(known.sum())
 
 
 @dataclass(frozen=True)
 class Succession:
-    """What follows a context: some decide it, some leave it free, the others draw by a Pitman-Yor process.
+    """What follows a context: some decide it, some leave it free, the others draw by one law.
 
     Attributes:
         sure: chance that a context always has the same successor.
@@ -62,28 +100,28 @@ class Succession:
     free: float
     law: PitmanYor
 
-    def new(self, draws: int, kinds: int) -> float:
-        """Chance that the next successor is none of the ``kinds`` seen in ``draws`` after this context.
+    def new(self, sizes: ArrayLike) -> float:
+        """Chance that the next successor is none of those seen after this context so often.
 
         By Bayes' rule over what the context can still be.
         Test: tests/sim/test_popularity.py::test_succession_is_consistent.
         """
+        counts = np.asarray(sizes, dtype=np.float64)
+        draws, kinds = counts.sum(), counts.size
         if draws == 0:
             return 1.0
+        by_law = self.law.new(counts)
         if 1 < kinds < draws:
-            return self.law.new(draws, kinds)
+            return by_law
         sure = self.sure if kinds == 1 else 0.0
         free = self.free if kinds == draws else 0.0
-        sizes = [draws] if kinds == 1 else [1] * draws
-        mixed = (1 - self.sure - self.free) * float(np.exp(self.law.log_likelihood(sizes)))
+        mixed = (1 - self.sure - self.free) * float(np.exp(self.law.log_likelihood(counts)))
         total = sure + free + mixed
-        if total <= 0:
-            return self.law.new(draws, kinds)
-        return (free + mixed * self.law.new(draws, kinds)) / total
+        return by_law if total <= 0 else (free + mixed * by_law) / total
 
 
 def fit_pitman_yor(partitions: Sequence[Sequence[int]]) -> PitmanYor:
-    """Maximum likelihood from partitions (group sizes each) that share d and θ.
+    """Maximum likelihood from partitions (group sizes each) that share their parameters.
 
     A grid (libraries of finite size included): the likelihood is smooth and the data are few, so more digits
     would mean nothing. Partitions of one draw say nothing; without others every draw is taken to be new.
@@ -103,35 +141,55 @@ def _fit(partitions: Sequence[Sequence[int]], chances: FloatArray) -> Succession
     kinds = Counter(tuple(sorted(sizes)) for sizes in partitions if sum(sizes) > 1)
     if not kinds:
         return Succession(0.0, 0.0, PitmanYor(0.999, 1.0))
-    discount, strength = _candidates(max(sum(sizes) for sizes in kinds), max(len(sizes) for sizes in kinds))
+    candidates = _candidates(max(sum(sizes) for sizes in kinds), max(len(sizes) for sizes in kinds))
     sure, free = chances[:, :1], chances[:, 1:]
-    total = np.zeros((len(chances), discount.size))
+    total = np.zeros((len(chances), candidates[0].size))
     for sizes, times in kinds.items():
-        chance = np.exp(_log_likelihood(np.array(sizes, dtype=np.float64), discount, strength))
-        mixed = (1 - sure - free) * chance + sure * (len(sizes) == 1) + free * (len(sizes) == sum(sizes))
+        log_chance = _log_likelihood(np.array(sizes, dtype=np.float64), *candidates)
+        if len(sizes) > 1 and len(sizes) < sum(sizes):
+            total += times * (np.log(1 - sure - free) + log_chance)
+            continue
+        mixed = (1 - sure - free) * np.exp(log_chance)
+        mixed = mixed + sure * (len(sizes) == 1) + free * (len(sizes) == sum(sizes))
         total += times * np.log(np.maximum(mixed, 1e-300))
     at_chances, at = np.unravel_index(int(total.argmax()), total.shape)
-    return Succession(
-        *(float(x) for x in chances[at_chances]), PitmanYor(float(discount[at]), float(strength[at]))
-    )
+    law = PitmanYor(*(float(values[at]) for values in candidates))
+    return Succession(float(sure[at_chances, 0]), float(free[at_chances, 0]), law)
 
 
-def _candidates(draws: int, kinds: int) -> tuple[FloatArray, FloatArray]:
-    discounts = np.array([*np.arange(0.0, 1.0, 0.05), 0.98, 0.999])
-    strengths = np.geomspace(1e-3, 100.0 * draws, 41)
+def _candidates(draws: int, kinds: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(candidates,) each of discount, strength and share of unique draws."""
+    discounts = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98, 0.999])
+    strengths = np.geomspace(1e-2, 30.0 * draws, 30)
     open_d, open_t = (grid.ravel() for grid in np.meshgrid(discounts, strengths))
-    libraries = np.unique(np.round(kinds * np.geomspace(1, 30, 40)))
-    shares, sizes = (grid.ravel() for grid in np.meshgrid([0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0], libraries))
-    return np.concatenate([open_d, -shares]), np.concatenate([open_t - open_d, shares * sizes])
+    libraries = np.unique(np.round(kinds * np.geomspace(1 / kinds, 20, 40)))
+    shares, sizes = (grid.ravel() for grid in np.meshgrid([0.2, 0.5, 1.0, 2.0, 5.0, 100.0], libraries))
+    pairs = np.concatenate([open_d, -shares]), np.concatenate([open_t - open_d, shares * sizes])
+    unique = np.repeat(_UNIQUE, pairs[0].size)
+    return np.tile(pairs[0], len(_UNIQUE)), np.tile(pairs[1], len(_UNIQUE)), unique
 
 
-def _log_likelihood(sizes: FloatArray, discount: FloatArray, strength: FloatArray) -> FloatArray:
-    """(candidates,) log probability of one partition under each (discount, strength)."""
+def _log_likelihood(
+    sizes: FloatArray, discount: FloatArray, strength: FloatArray, unique: FloatArray
+) -> FloatArray:
+    """(candidates,) log probability of one partition."""
+    return np.asarray(scipy.special.logsumexp(_terms(sizes, discount, strength, unique), axis=1))
+
+
+def _terms(sizes: FloatArray, discount: FloatArray, strength: FloatArray, unique: FloatArray) -> FloatArray:
+    """(candidates, 1 + kinds seen once): logs of its parts, by how many of those are unique."""
     gammaln = scipy.special.gammaln
-    kinds = np.arange(1, sizes.size)
+    draws, kinds, once = sizes.sum(), sizes.size, int((sizes == 1).sum())
+    gone = np.arange(once + 1)
+    several, times = np.unique(sizes[sizes > 1], return_counts=True)
+    grown = (times * (gammaln(several - discount[:, None]) - gammaln(1 - discount[:, None]))).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        opened = np.log(np.maximum(strength[:, None] + discount[:, None] * kinds, 0)).sum(axis=1)
-    closed = gammaln(strength + sizes.sum()) - gammaln(strength + 1)
-    values, times = np.unique(sizes, return_counts=True)
-    grown = (times * (gammaln(values - discount[:, None]) - gammaln(1 - discount[:, None]))).sum(axis=1)
-    return np.asarray(opened - closed + grown)
+        steps = np.log(np.maximum(strength[:, None] + discount[:, None] * np.arange(1, kinds), 0))
+        # Columns: no kind, one kind, two kinds …
+        opened = np.concatenate([np.zeros((discount.size, 2)), np.cumsum(steps, axis=1)], axis=1)
+        rest = draws - gone
+        closed = gammaln(strength[:, None] + rest) - gammaln(strength[:, None] + 1)
+        process = np.where(rest > 0, opened[:, kinds - gone] - closed, 0.0)
+        chosen = gammaln(once + 1) - gammaln(gone + 1) - gammaln(once - gone + 1)
+        log_unique = np.where(gone > 0, gone * np.log(unique)[:, None], 0.0)
+        return chosen + log_unique + rest * np.log1p(-unique)[:, None] + process + grown[:, None]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratedist.sim.content import Content
-from ratedist.sim.popularity import Succession, fit_pitman_yor, fit_succession
+from ratedist.sim.popularity import PitmanYor, Succession, fit_pitman_yor, fit_succession
 
 __all__ = ["ObservedContent", "PrefixTreeContent"]
 
@@ -218,11 +218,11 @@ class _State:
             else:
                 draws = sum(seen.values())
                 law = followers.of(draws)
-                new = law.new(draws, len(seen))
+                new = law.new(list(seen.values()))
                 if draws == 1:
                     # Little is known: how long stretches last counts too, as further evidence.
                     new = _with_odds(new, self._turning(age), self._turning(None))
-                again = None if rng.random() < new else _pick(seen, law.law.discount, rng)
+                again = None if rng.random() < new else _pick(seen, rng, law.law)
                 turn = again is None or len(seen) > 1
         if again is not None:
             return again, turn
@@ -235,11 +235,11 @@ class _State:
             if chosen is not None:
                 return chosen, True
             gone |= left
-        chance = self.turns.new(sum(self.library.values()), len(self.library))
+        chance = self.turns.new(list(self.library.values()))
         near = {key: weight for key, weight in self._near(position).items() if key not in gone}
         if not near or rng.random() < chance:
             return None, True
-        return _pick(near, 0.0, rng), True
+        return _pick(near, rng), True
 
     def _near(self, position: int) -> dict[int, float]:
         """Contents that were turned to, weighted by how near to this position."""
@@ -269,10 +269,10 @@ class _State:
             row[level] = node
             children = self.within[level].after.get((level, node), {})
             law = self.versions[level]
-            if not children or rng.random() < law.new(sum(children.values()), len(children)):
+            if not children or rng.random() < law.new(list(children.values())):
                 node = None
             else:
-                node = _pick(children, law.discount, rng)
+                node = _pick(children, rng, law)
         return (self._number() if node is None else node), row
 
     def _number(self) -> int:
@@ -312,12 +312,15 @@ def _turns(contents: list[list[int]]) -> list[list[bool]]:
 
 def _again(seen: dict[int, int] | None, law: Succession, rng: np.random.Generator) -> int | None:
     """One of the successors seen before, None for another."""
-    if not seen or rng.random() < law.new(sum(seen.values()), len(seen)):
+    if not seen or rng.random() < law.new(list(seen.values())):
         return None
-    return _pick(seen, law.law.discount, rng)
+    return _pick(seen, rng, law.law)
 
 
-def _pick(counts: Mapping[int, float], discount: float, rng: np.random.Generator) -> int:
-    keys = list(counts)
-    steps = np.cumsum(np.array([counts[key] for key in keys], dtype=np.float64) - discount)
-    return keys[min(int(np.searchsorted(steps, rng.random() * steps[-1], side="right")), len(keys) - 1)]
+def _pick(counts: Mapping[int, float], rng: np.random.Generator, law: PitmanYor | None = None) -> int:
+    """One of the keys, by the law's weights of their counts or by the counts themselves."""
+    values = list(counts.values())
+    weights = np.array(values, dtype=np.float64) if law is None else law.weights(values)
+    steps = np.cumsum(np.maximum(weights, 1e-12))
+    at = int(np.searchsorted(steps, rng.random() * steps[-1], side="right"))
+    return list(counts)[min(at, len(values) - 1)]
