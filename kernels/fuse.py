@@ -48,7 +48,7 @@ def fuse(
     already is fused as it is stored: physical blocks are matched, and scales multiply.
 
     Nothing is copied or moved: the result has the same pool, a new block table and scales. Beyond
-    vectors with one number per block it takes at most about 8 % of the layer's bytes as working memory
+    vectors with one number per block it takes at most about 9 % of the layer's bytes as working memory
     (``backend="cpu"``).
 
     Args:

@@ -107,6 +107,15 @@ def test_ties_go_to_the_lowest_logical_index(backend: str) -> None:
     assert fuse(layer, threshold=COS40, backend=backend).representative[1, 0] == 0
 
 
+@pytest.mark.parametrize("place", [1, 2, 3, 4, 6])
+def test_ties_between_requests_go_to_the_earlier_one(backend: str, place: int) -> None:
+    # 20° to either side of the last block, and 40° from each other.
+    units = [[[0.0, 0.0, 1.0, float(n)]] for n in range(8)]
+    units[0], units[place], units[7] = [direction(20)], [direction(-20)], [direction(0)]
+    fusion = fuse(one_token_layer(units), threshold=math.cos(math.radians(30)), backend=backend)
+    assert int(fusion.representative[7, 0]) == 0
+
+
 def test_no_score_exceeds_one(backend: str) -> None:
     vectors = torch.randn(8 if backend == "triton" else 64, 4, generator=generator(0))
     copies = [[[x * scale for x in vector] for vector in vectors.tolist()] for scale in (3.0, 0.7)]
