@@ -6,19 +6,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from ratedist.kernels.attention import paged_decode_attention
 from ratedist.kernels.fuse import Fusion, fuse
 from ratedist.kernels.layout import PagedLayer
 from ratedist.validate.measure import Runtime, on_device, runtime_for
 
-__all__ = ["ATTENTION_TOLERANCE", "TIE", "Agreement", "check_agreement"]
+__all__ = ["ATTENTION_TOLERANCE", "FLOAT32_TOLERANCE", "TIE", "Agreement", "check_agreement"]
 
 TIE = 1e-5
 """Scores this near to the threshold or to their rival may be decided either way."""
 
 ATTENTION_TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Largest difference of attention outputs, relative to the largest output, by dtype of the cache."""
+
+FLOAT32_TOLERANCE = 1e-4
+"""Largest difference of scales and of the logarithms of softmax sums, which are float32 for every dtype."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,12 @@ class Agreement:
         variant, threshold: of the fusion.
         blocks: candidates.
         kept: kept blocks of the first and of the second implementation.
-        different: blocks that the two represent differently, near ties aside.
-        near_ties: blocks represented differently whose scores lie within ``TIE``.
+        different: blocks that the two treat differently, near ties and what follows them aside.
+        near_ties: blocks absorbed differently whose own similarities lie within ``TIE``.
         scale_difference: largest difference of the scales of blocks represented alike.
         output_difference: largest difference of the attention outputs, relative to the largest output.
         lse_difference: largest difference of the logarithms of the softmax sums.
-        tolerance: what the last three may be at most.
+        output_tolerance: what ``output_difference`` may be at most.
     """
 
     variant: str
@@ -46,7 +50,7 @@ class Agreement:
     scale_difference: float
     output_difference: float
     lse_difference: float
-    tolerance: float
+    output_tolerance: float
 
     @property
     def same_mapping(self) -> bool:
@@ -56,8 +60,11 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Whether mapping, scales and attention all agree."""
-        worst = max(self.scale_difference, self.output_difference, self.lse_difference)
-        return self.same_mapping and worst <= self.tolerance
+        return (
+            self.same_mapping
+            and max(self.scale_difference, self.lse_difference) <= FLOAT32_TOLERANCE
+            and self.output_difference <= self.output_tolerance
+        )
 
 
 def check_agreement(
@@ -89,9 +96,12 @@ def check_agreement(
     checked, expected = (
         fuse(on_device(layer, side.device), backend=side.backend, **options) for side in (runtime, other)
     )
-    differs = checked.representative.cpu() != expected.representative.cpu()
-    tied = differs & _near_tie(checked, expected, threshold)
-    alike = ~differs
+    moved = checked.absorber.cpu() != expected.absorber.cpu()
+    tied = moved & _near_tie(layer, checked, expected, threshold, criterion)
+    # In the tree members follow an absorber that is absorbed elsewhere; without a tie nothing may.
+    followed = (checked.representative.cpu() != expected.representative.cpu()) & ~moved
+    different = int((moved & ~tied).sum()) + (0 if bool(tied.any()) else int(followed.sum()))
+    alike = ~(moved | followed)
     scale = max(
         float((getattr(checked.layer, name).cpu() - getattr(expected.layer, name).cpu())[alike].abs().max())
         for name in ("k_scale", "v_scale")
@@ -112,23 +122,40 @@ def check_agreement(
         threshold=threshold,
         blocks=expected.candidates,
         kept=(checked.kept, expected.kept),
-        different=int((differs & ~tied).sum()),
+        different=different,
         near_ties=int(tied.sum()),
         scale_difference=scale,
         output_difference=_largest_difference(out, out_expected) / largest,
         lse_difference=_largest_difference(lse, lse_expected),
-        tolerance=ATTENTION_TOLERANCE[layer.k.dtype],
+        output_tolerance=ATTENTION_TOLERANCE[layer.k.dtype],
     )
 
 
-def _near_tie(one: Fusion, two: Fusion, threshold: float) -> Tensor:
-    """(requests, max_blocks) bool: where either choice is valid, by the scores of both."""
-    a, b = one.score.cpu(), two.score.cpu()
-    itself = torch.arange(a.numel()).view(a.shape)
-    kept_a, kept_b = one.representative.cpu() == itself, two.representative.cpu() == itself
-    rivals = ~kept_a & ~kept_b & ((a - b).abs() <= TIE)
-    edge_a, edge_b = ((score - threshold).abs() <= TIE for score in (a, b))
-    return rivals | (kept_a & ~kept_b & edge_b) | (kept_b & ~kept_a & edge_a)
+def _near_tie(layer: PagedLayer, one: Fusion, two: Fusion, threshold: float, criterion: str) -> Tensor:
+    """(requests, max_blocks) bool: where the blocks' own similarities leave either choice valid.
+
+    Computed from the blocks, not taken from the fusions: a wrong position with a right score is an error.
+    """
+    entries = layer.table.entries.flatten().long()
+    itself = torch.arange(entries.numel())
+    absorbers = [fusion.absorber.cpu().flatten() for fusion in (one, two)]
+    result = torch.zeros(entries.numel(), dtype=torch.bool)
+    for index in torch.nonzero(absorbers[0] != absorbers[1]).flatten().tolist():
+        scores = []
+        for absorber in (int(side[index]) for side in absorbers):
+            if absorber == int(itself[index]):
+                scores.append(threshold)  # kept: its rival is the threshold itself
+                continue
+            here, there = int(entries[index]), int(entries[absorber])
+            pools = (layer.k,) if criterion == "keys" else (layer.k, layer.v)
+            scores.append(
+                min(
+                    float(cosine_similarity(p[here].double().ravel(), p[there].double().ravel(), dim=0))
+                    for p in pools
+                )
+            )
+        result[index] = abs(scores[0] - scores[1]) <= TIE
+    return result.view(one.absorber.shape)
 
 
 def _largest_difference(one: Tensor, two: Tensor) -> float:

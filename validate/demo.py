@@ -8,7 +8,7 @@ from pathlib import Path
 from ratedist.errors import InputError
 from ratedist.validate.agreement import Agreement, check_agreement
 from ratedist.validate.capture import capture_cache
-from ratedist.validate.compare import default_layers
+from ratedist.validate.compare import default_layers, split_requests
 from ratedist.validate.measure import Runtime
 from ratedist.validate.models import LoadedModel
 from ratedist.validate.store import Capture
@@ -80,9 +80,12 @@ def agreements(
     *,
     threshold: float = CHECKED_THRESHOLD,
     variants: Sequence[str] = ("leader", "tree"),
+    seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[tuple[str, int, Agreement]]:
     """Fuse the middle fused layer of every capture, and attend over it, on ``runtime`` and on the CPU path.
+
+    It takes the requests that ``compare`` with this seed measures.
 
     Returns:
         (workload, layer, agreement) for every capture and variant.
@@ -91,7 +94,7 @@ def agreements(
     for capture in captures:
         layers = default_layers(capture.manifest)
         chosen = layers[len(layers) // 2]
-        paged = capture.layer(chosen)
+        paged = capture.layer(chosen, split_requests(capture.manifest, seed).held_out)
         for variant in variants:
             agreement = check_agreement(
                 paged,
@@ -99,6 +102,7 @@ def agreements(
                 group_size=capture.manifest.group_size,
                 threshold=threshold,
                 variant=variant,
+                seed=seed,
             )
             results.append((capture.manifest.workload, chosen, agreement))
             if progress is not None:

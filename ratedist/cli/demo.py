@@ -44,6 +44,8 @@ def demo(
     # Before a model is loaded, which imports Triton: then it is too late to switch the interpreter on.
     kernels = runtime_for("triton")
 
+    import torch
+
     from ratedist.validate.compare import Plan, compare
     from ratedist.validate.demo import RECORD, agreements, capture_workloads, claim_demo_folder
     from ratedist.validate.models import load_model
@@ -64,11 +66,13 @@ def demo(
     # The weights are not needed any more, and the comparison may have the memory.
     del loaded
     note(f"captured {len(captures)} workloads of {requests} requests with {tokens} tokens")
+    # The products of one such layer are small: a second thread would wait more than it computes.
+    torch.set_num_threads(1)
     with progress_bar("comparing") as progress:
         record = compare(captures, Plan(variants=("leader", "tree"), seed=seed), progress=progress)
     note(f"compared predictions with fusion of {record.rows[0]['requests']} unseen requests per workload")
     with progress_bar("checking kernels") as progress:
-        checks = agreements(captures, kernels, progress=progress)
+        checks = agreements(captures, kernels, seed=seed, progress=progress)
     how = "interpreted" if kernels.interpreted else f"on {kernels.device_name}"
     note(f"ran the Triton kernels ({how}) beside the CPU path")
     record.provenance["kernels"] = {
