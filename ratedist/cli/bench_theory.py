@@ -106,7 +106,7 @@ def _measure(repeats: int, seed: int) -> Iterator[dict[str, Any]]:
     units = batch_units(64, 32)
     for name, simulate in (("tree", simulate_tree), ("leader", simulate_leader)):
         for scores in (True, False):
-            merges = []
+            merges: list[int] = []
 
             def runs(
                 simulate: Callable[..., Any] = simulate, scores: bool = scores, merges: list[int] = merges
