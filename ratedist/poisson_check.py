@@ -35,7 +35,7 @@ _MATERIAL = 0.1
 # Above this mean probability the pairs are not rare, and a Bernoulli count is no Poisson count.
 _COMMON = 0.1
 # The exact test compares at most this many exceedances (thinned at random) with scattered ones.
-_MOST = 10_000
+_MOST = 4_000
 
 
 @dataclass(frozen=True)

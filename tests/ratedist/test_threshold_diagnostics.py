@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from ratedist.errors import InputError
+from ratedist.similarity.generalised_pareto import excess_sf, fit_generalised_pareto
 from ratedist.threshold_diagnostics import (
     mean_residual_life,
     parameter_stability,
@@ -112,6 +113,18 @@ def test_quantile_plot_sees_a_tail_that_is_none() -> None:
     assert quantile_quantile(two_heaps, 0.5, draws=80).outside > 0.5
 
 
+def test_quantile_band_knows_that_the_parameters_were_fitted() -> None:
+    """In the bulk it is narrower than that of order statistics of a law known beforehand (beta laws)."""
+    sample = pareto_above_a_uniform(1000, np.random.default_rng(6))
+    found = quantile_quantile(sample, START, draws=200)
+    fitted = fit_generalised_pareto(sample[sample > START] - START)
+    ends = [excess_sf(side - START, fitted.shape, fitted.scale) for side in (found.low, found.high)]
+    ranks = np.arange(1, 201)
+    known = scipy.stats.beta(ranks, 201 - ranks)
+    ratio = (ends[0] - ends[1]) / (known.ppf(0.95) - known.ppf(0.05))
+    assert np.median(ratio) < 0.8
+
+
 def test_quantile_plot_arrays() -> None:
     found = quantile_quantile(SAMPLE[:2000], START, draws=40, rng=1)
     above = np.sort(SAMPLE[:2000][SAMPLE[:2000] > START])
@@ -142,6 +155,10 @@ def test_return_level_band_covers() -> None:
 
 def test_return_levels_by_default() -> None:
     found = return_level(SAMPLE, START)
+    # At the threshold itself only its share is uncertain.
+    scale = fit_generalised_pareto(SAMPLE[SAMPLE > START] - START).scale
+    error = scale * math.sqrt(0.8 / (0.2 * SAMPLE.size))
+    assert found.high[0] - found.score[0] == pytest.approx(1.6448536 * error, rel=1e-6)
     assert found.pairs[0] == pytest.approx(5)
     assert found.score[0] == pytest.approx(START)
     assert np.all(np.diff(found.score) > 0)
