@@ -2,10 +2,10 @@
 
 The model is the Erdős–Rényi graph: every pair of blocks of different units exceeds with chance F̄(τ),
 independently. Kept blocks are its components. Above one exceedance per block a giant component chains a
-share of all blocks together, however unlike its ends are. Pairs within a unit, which have no edge, are spread
-over all pairs: chance F̄(τ)·(pairs across units)/(all pairs). Real directions chain less than this graph
-where they fuse densely (their exceedances are transitive, so edges are spent inside clusters): there the
-model is a lower bound on kept blocks, not an estimate.
+share of all blocks together, however unlike its ends are. Pairs within a unit have no edge: they enter the
+terms that grow with the batch as they are, and in the rest are spread over all pairs. Real directions chain
+less than this graph where they fuse densely (their exceedances are transitive, so edges are spent inside
+clusters): there the model is a lower bound on kept blocks, not an estimate.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from ratedist.similarity.base import SimilarityLaw
 __all__ = ["Components", "components"]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 # Up to this many blocks the sums over component sizes are exact.
 _EXACT = 256
 _SMALL = 192
+_ITERATIONS = 400  # slow only just above one exceedance per block
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,14 @@ def components(
     pairs = n * (n - 1) / 2
     across = pairs - float((lengths * (lengths - 1) / 2).sum())
     chance = np.clip(law.sf(tau), 0.0, 1.0) * (across / pairs if pairs else 0.0)
-    if n <= _EXACT:
-        mean, variance = _exact(n, np.minimum(chance, 1 - 1e-12))
-    else:
-        mean, variance = _limits(n, np.minimum(chance, 1 - 1e-12))
+    chance = np.minimum(chance, 1 - 1e-12)
+    mean, variance = _exact(n, chance) if n <= _EXACT else _limits(n, chance)
+    if lengths.size > 1:
+        mean = mean + _leading_by_unit(lengths, np.clip(law.sf(tau), 0.0, 1 - 1e-12)) - _leading(n, chance)[0]
     mean = np.clip(mean, 1.0, n)
     std = np.sqrt(np.maximum(variance, 0.0))
     band = prediction_band(mean, std, low=1.0, high=float(n))
-    giant = 1 - _outside(n, np.minimum(chance, 1 - 1e-12))
+    giant = 1 - _outside(n, chance)
     return Components("components", tau, n, 1, mean, std, *band, giant)
 
 
@@ -83,13 +85,8 @@ def _outside(n: int, chance: FloatArray) -> FloatArray:
     """Share x of blocks outside the giant component: the smallest solution of x = exp(−c(1 − x))."""
     degree = -np.log1p(-chance) * max(n - 1, 0)
     x = np.where(degree > 1, 0.0, 1.0)
-    for _ in range(200):
+    for _ in range(_ITERATIONS):
         x = np.where(degree > 1, np.exp(-degree * (1 - x)), 1.0)
-    # Newton finishes what the iteration does slowly just above one exceedance per block.
-    for _ in range(30):
-        value = np.exp(-degree * (1 - x))
-        slope = 1 - degree * value
-        x = np.where((degree > 1) & (slope > 0), x - (x - value) / np.where(slope > 0, slope, 1.0), x)
     return x
 
 
@@ -101,10 +98,25 @@ def _limits(n: int, chance: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _leading(n: int, chance: FloatArray) -> tuple[FloatArray, FloatArray]:
-    outside = n * _outside(n, chance)
-    mean = outside - chance * outside**2 / 2
+    x = _outside(n, chance)
+    outside = n * x
+    mean = outside - chance * x**2 * (n * (n - 1) / 2)
     variance = outside * (1 - outside / n) + chance * (1 - chance) * outside**2 / 2
     return mean, variance
+
+
+def _leading_by_unit(lengths: IntArray, chance: FloatArray) -> FloatArray:
+    """The leading mean where blocks of long units have fewer partners: x by length of the unit."""
+    size, count = np.unique(lengths, return_counts=True)
+    size, count = size[:, None].astype(np.float64), count[:, None]
+    exponent = -np.log1p(-chance)
+    x = np.zeros((size.size, chance.size))
+    for _ in range(_ITERATIONS):
+        reached = size * (1 - x)
+        x = np.exp(-exponent * ((count * reached).sum(axis=0) - reached))
+    outside = (count * size * x).sum(axis=0)
+    across = (outside**2 - (count * (size * x) ** 2).sum(axis=0)) / 2
+    return outside - chance * across
 
 
 def _exact(n: int, chance: FloatArray, *, spread: bool = True) -> tuple[FloatArray, FloatArray]:

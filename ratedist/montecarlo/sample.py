@@ -20,11 +20,8 @@ class Estimate:
     standard_error: float
 
     def z_score(self, value: float) -> float:
-        """How many standard errors ``value`` lies above the mean; 0 where both agree without spread."""
-        gap = value - self.mean
-        if self.standard_error == 0:
-            return 0.0 if abs(gap) <= 1e-9 * max(1.0, abs(self.mean)) else float(np.sign(gap)) * np.inf
-        return gap / self.standard_error
+        """How many standard errors ``value`` lies above the mean."""
+        return (value - self.mean) / self.standard_error
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,10 @@ class RunSample:
     merges: int = 0
 
     def mean_kept(self) -> Estimate:
-        """E[kept]."""
-        return Estimate(float(self.kept.mean()), float(self.kept.std(ddof=1) / np.sqrt(self.kept.size)))
+        """E[kept]; the standard error is at least what one run that differs by one block would make it."""
+        runs = self.kept.size
+        error = max(float(self.kept.std(ddof=1) / np.sqrt(runs)), 1 / runs)
+        return Estimate(float(self.kept.mean()), error)
 
     def std_kept(self) -> float:
         """Standard deviation of kept blocks over runs."""
