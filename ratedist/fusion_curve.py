@@ -139,25 +139,28 @@ class FusionCurve:
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON-ready row per threshold; None where a quantity does not exist."""
-        known = not np.isnan(self.mean_error2).any()
-        slopes = self.rate_distortion().slopes() if known else np.full(self.thresholds.shape, np.nan)
+        mean_error2 = self.mean_error2
+        known = not np.isnan(mean_error2).any()
+        columns = {
+            "kept": self.kept,
+            "kept_low": self.kept_low,
+            "kept_high": self.kept_high,
+            "compression": self.compression,
+            "compression_low": self.logical / self.kept_high,
+            "compression_high": self.logical / self.kept_low,
+            "direct_error2": self.direct_error2,
+            "absorbed_error2": self.absorbed_error2,
+            "mean_error2": mean_error2,
+            "bits_per_scalar": self.bits_per_scalar,
+            "slope": self.rate_distortion().slopes() if known else np.full(self.thresholds.shape, np.nan),
+        }
         return [
             {
-                "threshold": float(self.thresholds[i]),
+                "threshold": float(threshold),
                 "variant": self.variant,
-                "kept": float(self.kept[i]),
-                "kept_low": float(self.kept_low[i]),
-                "kept_high": float(self.kept_high[i]),
-                "compression": float(self.compression[i]),
-                "compression_low": float(self.logical / self.kept_high[i]),
-                "compression_high": float(self.logical / self.kept_low[i]),
-                "direct_error2": _number(self.direct_error2[i]),
-                "absorbed_error2": _number(self.absorbed_error2[i]),
-                "mean_error2": _number(self.mean_error2[i]),
-                "bits_per_scalar": float(self.bits_per_scalar[i]),
-                "slope": _number(slopes[i]),
+                **{name: _number(column[i]) for name, column in columns.items()},
             }
-            for i in range(self.thresholds.size)
+            for i, threshold in enumerate(self.thresholds)
         ]
 
 

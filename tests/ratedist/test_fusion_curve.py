@@ -168,7 +168,11 @@ def test_record() -> None:
     assert [row["variant"] for row in record.rows] == ["leader"] * 11 + ["tree"] * 11
     assert record.rows[10]["simulated_kept"] == 1.0
     assert "simulated_kept" not in record.rows[11]
-    assert all(row["whole_compression"] < row["compression"] + 1e-9 for row in record.rows)
+    for row in record.rows:
+        # Of 32 layers 28 keep a share; table and scales add 12 bytes to a block of 4·4096.
+        share = 28 * (row["kept"] / 128 + 12 / (4 * 4096)) + 4
+        assert row["whole_compression"] == pytest.approx(32 / share)
+    assert curve_record(curves, layers=32).rows[0]["whole_compression"] > record.rows[0]["whole_compression"]
     assert [entry["kind"] for entry in record.summary] == ["hull", "hull", "bound", "limit", "quantisation"]
     for entry in record.summary:
         assert len(RateDistortionCurve.from_dict(entry["curve"])) > 1
@@ -207,6 +211,11 @@ def test_simulated_rows_agree_with_the_curve(variant: str, law: Gaussian | Spher
     _agree(curve, rows, "compression", 0.003)
     for row in rows:
         assert row["simulated_runs"] == 300
+        # ln(compression) is −ln(kept) and a constant, so that relative errors agree.
+        assert row["simulated_compression"] == pytest.approx(512 / row["simulated_kept"])
+        assert row["simulated_compression_se"] / row["simulated_compression"] == pytest.approx(
+            row["simulated_kept_se"] / row["simulated_kept"]
+        )
         assert 0.75 < row["simulated_coverage"] <= 1
     if curve.hard_core is None and variant != "components":
         _agree(curve, rows, "absorbed_error2", 0.04 if variant == "centroid" else 0.005)
