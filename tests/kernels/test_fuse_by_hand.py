@@ -128,14 +128,16 @@ def test_no_score_exceeds_one(backend: str) -> None:
 def test_a_score_must_exceed_the_threshold(backend: str) -> None:
     # The similarity is exactly one half.
     layer = one_token_layer([[[1.0, 0.0, 0.0, 0.0]], [[1.0, 1.0, 1.0, 1.0]]])
-    assert fuse(layer, threshold=0.5, backend=backend).kept == 2
-    assert fuse(layer, threshold=0.4999, backend=backend).kept == 1
+    for variant in ("leader", "tree"):
+        assert fuse(layer, threshold=0.5, variant=variant, backend=backend).kept == 2
+        assert fuse(layer, threshold=0.4999, variant=variant, backend=backend).kept == 1
 
 
 def test_threshold_one_shares_nothing_that_is_only_parallel(backend: str) -> None:
     layer = one_token_layer([[direction(10)], [direction(10, 2.0)]])
-    assert fuse(layer, threshold=1.0, backend=backend).kept == 2
-    assert fuse(layer, threshold=0.999, backend=backend).kept == 1
+    for variant in ("leader", "tree"):
+        assert fuse(layer, threshold=1.0, variant=variant, backend=backend).kept == 2
+        assert fuse(layer, threshold=0.999, variant=variant, backend=backend).kept == 1
 
 
 def test_both_is_the_lower_of_the_two_similarities(backend: str) -> None:
