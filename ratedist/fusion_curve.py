@@ -20,13 +20,22 @@ from ratedist.fusion.result import KeptBlocks
 from ratedist.fusion.tree import tree
 from ratedist.fusion.units import batch_units
 from ratedist.montecarlo.chains import simulate_centroid, simulate_leader, simulate_tree
+from ratedist.montecarlo.directions import simulate_directions
 from ratedist.montecarlo.graph import simulate_components
 from ratedist.montecarlo.sample import RunSample
 from ratedist.rate import CacheShape, bits_per_scalar, cache_rate
 from ratedist.records import Record, provenance
 from ratedist.similarity import SimilarityLaw, Spherical
 
-__all__ = ["CURVE_RECORD_SCHEMA", "VARIANTS", "FusionCurve", "curve_record", "fusion_curve", "simulated_rows"]
+__all__ = [
+    "CURVE_RECORD_SCHEMA",
+    "SIMULATIONS",
+    "VARIANTS",
+    "FusionCurve",
+    "curve_record",
+    "fusion_curve",
+    "simulated_rows",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -254,10 +263,19 @@ def _error_of(result: KeptBlocks, field: str) -> FloatArray:
     return np.where(result.absorbed > 0, error, np.nan)
 
 
+SIMULATIONS = ("process", "directions")
+"""What can be simulated beside a curve: its point process, or fusion of random vectors."""
+
+
 def simulated_rows(
-    curve: FusionCurve, runs: int, seed: int, advance: Callable[[], object] = lambda: None
+    curve: FusionCurve,
+    runs: int,
+    seed: int,
+    advance: Callable[[], object] = lambda: None,
+    *,
+    method: str = "process",
 ) -> list[dict[str, Any]]:
-    """Monte Carlo of the process that a curve predicts: one dict per threshold, to merge into its rows.
+    """Monte Carlo of what a curve predicts: one dict per threshold, to merge into its rows.
 
     ``simulated_kept`` and ``simulated_compression`` with standard errors (``…_se``), and the share of runs
     within the curve's band, ``simulated_coverage``; without a hard core also ``simulated_direct_error2`` and
@@ -269,14 +287,23 @@ def simulated_rows(
         runs: at least 2 for each threshold.
         seed: of all randomness; each threshold has a stream of its own.
         advance: called after each threshold.
+        method: "process" draws counts and scores and shares the curve's assumptions; "directions" fuses
+            uniform directions by their actual cosines, at the cost of a matrix product per merge, for the
+            spherical law of a whole dimension and any variant but components.
+
+    Raises:
+        InputError: an argument outside its domain, or a curve that the method cannot simulate.
 
     Test: tests/ratedist/test_fusion_curve.py::test_simulated_rows_agree_with_the_curve.
     """
     whole_number("runs", runs, low=2)
     whole_number("seed", seed, low=0)
+    if method not in SIMULATIONS:
+        raise InputError("method", method, f"must be one of {', '.join(SIMULATIONS)}")
+    simulate = _simulate if method == "process" else _simulate_directions
     rows = []
     for i in range(curve.thresholds.size):
-        sample = _simulate(curve, i, runs, np.random.default_rng([seed, i]))
+        sample = simulate(curve, i, runs, np.random.default_rng([seed, i]))
         kept = sample.mean_kept()
         row = {
             "simulated_runs": runs,
@@ -294,6 +321,18 @@ def simulated_rows(
         rows.append(row)
         advance()
     return rows
+
+
+def _simulate_directions(curve: FusionCurve, index: int, runs: int, rng: np.random.Generator) -> RunSample:
+    if not isinstance(curve.law, Spherical) or curve.law.dim != int(curve.law.dim):
+        raise InputError(
+            "method", "directions", f"needs the spherical law of a whole dimension, not {curve.law!r}"
+        )
+    if curve.variant == "components":
+        raise InputError("method", "directions", "does not know components; simulate their process")
+    units, threshold = batch_units(curve.requests, curve.blocks), float(curve.thresholds[index])
+    dim = int(curve.law.dim)
+    return simulate_directions(dim, units, threshold, variant=curve.variant, runs=runs, rng=rng)
 
 
 def _simulate(curve: FusionCurve, index: int, runs: int, rng: np.random.Generator) -> RunSample:

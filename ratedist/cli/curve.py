@@ -87,6 +87,12 @@ def curve(
     runs: Annotated[
         int, typer.Option("--runs", help="Monte Carlo runs per threshold, drawn over the curve; 0 for none.")
     ] = 0,
+    simulate: Annotated[
+        str,
+        typer.Option(
+            "--simulate", help="process: counts and scores; directions: random vectors (spherical law)."
+        ),
+    ] = "process",
     seed: Seed = 0,
     derive: Annotated[
         bool, typer.Option("--derive", help="Derive the closed forms with sympy and print them as LaTeX.")
@@ -137,7 +143,7 @@ def curve(
         )
         for name in variants
     ]
-    simulated = _simulate(curves, runs, seed)
+    simulated = _simulate(curves, runs, seed, simulate)
     record = curve_record(curves, simulated=simulated, layers=layers, fused_layers=fused_layers, seed=seed)
     if out is not None:
         _write(record, out, force)
@@ -248,7 +254,9 @@ def _check_layers(layers: int | None, fused_layers: int | None, block_scalars: i
         raise InputError("layers", layers, "needs --block-scalars, to count tables and scales against")
 
 
-def _simulate(curves: list[FusionCurve], runs: int, seed: int) -> list[list[dict[str, Any]]] | None:
+def _simulate(
+    curves: list[FusionCurve], runs: int, seed: int, method: str
+) -> list[list[dict[str, Any]]] | None:
     if runs == 0:
         return None
     from rich.progress import Progress
@@ -257,7 +265,10 @@ def _simulate(curves: list[FusionCurve], runs: int, seed: int) -> list[list[dict
 
     with Progress(console=messages(), transient=True) as progress:
         task = progress.add_task("simulating", total=sum(curve.thresholds.size for curve in curves))
-        return [simulated_rows(curve, runs, seed, lambda: progress.advance(task)) for curve in curves]
+        return [
+            simulated_rows(curve, runs, seed, lambda: progress.advance(task), method=method)
+            for curve in curves
+        ]
 
 
 def _write(record: Record, out: Path, force: bool) -> None:
