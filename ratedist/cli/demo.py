@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +90,7 @@ def demo(
     pictures = save_validation_figures(record, out)
     note(f"wrote {out / RECORD} and the pictures")
     if json:
-        print_json({"rows": record.rows, "summary": record.summary, "kernels": record.provenance["kernels"]})
+        print_json(asdict(record))
     else:
         print_tables(record)
         _print_checks(checks, how)
@@ -101,8 +102,6 @@ def demo(
 
 
 def _as_json(workload: str, layer: int, agreement: Agreement) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {"workload": workload, "layer": layer, **asdict(agreement), "holds": agreement.holds}
 
 

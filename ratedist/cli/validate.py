@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,7 @@ def validate(
     layers: Annotated[
         str | None,
         typer.Option(
-            "--layers", help="Layers to fuse, e.g. 2-27 or 4,8,12. [default: all but the first and last two]"
+            "--layers", help="Layers to fuse: all, 2-27 or 4,8,12. [default: all but the first and last two]"
         ),
     ] = None,
     scale: Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")] = "own-norm",
@@ -74,6 +75,7 @@ def validate(
         raise InputError(
             "capture", None, "name at least one capture's folder; make one with ratedist capture"
         )
+    from ratedist.cli.capture import parse_layers
     from ratedist.validate.compare import Plan, compare
     from ratedist.validate.measure import runtime_for
     from ratedist.validate.store import Capture
@@ -85,35 +87,27 @@ def validate(
         criteria=tuple(criterion) if criterion else defaults.criteria,
         scale=scale,
         predictors=tuple(predictor) if predictor else defaults.predictors,
-        layers=parse_layers(layers) if layers is not None else None,
         seed=seed,
     )
     runtime = runtime_for(backend)
     if out is not None:
         load_figures()
-        claim_folder(out, force=force)
     captures = [Capture.open(folder) for folder in capture]
+    if layers is not None:
+        chosen = parse_layers(layers, captures[0].manifest.model_layers)
+        plan = replace(plan, layers=tuple(chosen or captures[0].manifest.layers))
+    if out is not None:
+        claim_folder(out, force=force)
     with progress_bar("validating") as progress:
         record = compare(captures, plan, runtime=runtime, progress=progress)
     if out is not None:
         _write(record, out)
     if json:
-        print_json({"rows": record.rows, "summary": record.summary})
+        print_json(asdict(record))
         return
     print_tables(record)
     if out is not None:
         messages().print(f"record and pictures: {out}", highlight=False, soft_wrap=True)
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers from text like ``2-5,9``; raises InputError where it is not like this."""
-    layers: list[int] = []
-    for part in text.replace(" ", "").split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise InputError("layers", text, "must be layer indices and ranges of them, like 2-27 or 4,8,12")
-        layers.extend(range(int(first), int(last if dash else first) + 1))
-    return tuple(layers)
 
 
 def load_figures() -> None:

@@ -110,7 +110,9 @@ def test_a_rival_of_equal_score_is_a_near_tie(monkeypatch, distance: float) -> N
         return dataclasses.replace(fusion, absorber=changed, representative=changed)
 
     altered(monkeypatch, alter)
-    found = check_agreement(PagedLayer(k, v, table), runtime_for("reference"), group_size=1, threshold=0.7)
+    reference = runtime_for("reference")
+    layer = PagedLayer(k, v, table)
+    found = check_agreement(layer, reference, against=reference, group_size=1, threshold=0.7)
     assert found.kept == (2, 2)
     assert (found.different, found.near_ties) == ((0, 1) if distance == 0 else (1, 0))
 
