@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float64]
 # Terms of the expansion of the tail ratio: its error is below 1e-14 from dim 1.01 to 1e7
 # (tests/ratedist/similarity/test_spherical.py::test_tail_against_mpmath).
 _TERMS = 24
+_PIECE = 8192
 
 
 @register
@@ -94,10 +95,16 @@ class Spherical(SimilarityLaw):
 
     def sf(self, s: ArrayLike) -> FloatArray:
         s = np.clip(points(s), -1.0, 1.0)
-        size = np.abs(s)
+        flat = s.ravel()
+        tail = np.empty_like(flat)
+        # A grid is done in pieces whose intermediate arrays stay in the cache.
         with np.errstate(divide="ignore"):
-            upper = np.exp(self._half * (np.log1p(-size) + np.log1p(size))) * self._ratio(size)
-        return np.where(s >= 0, upper, 1 - upper)[()]
+            for start in range(0, flat.size, _PIECE):
+                piece = flat[start : start + _PIECE]
+                size = np.abs(piece)
+                upper = np.exp(self._half * (np.log1p(-size) + np.log1p(size))) * self._ratio(size)
+                tail[start : start + _PIECE] = np.where(piece >= 0, upper, 1 - upper)
+        return tail.reshape(s.shape)[()]
 
     def cdf(self, s: ArrayLike) -> FloatArray:
         return self.sf(-points(s))

@@ -77,3 +77,11 @@ def test_tail_is_generalised_pareto_with_its_end_at_one() -> None:
     y = np.linspace(0, 0.0095, 20)
     ratio = law.sf(u + y) / law.sf(u)
     np.testing.assert_allclose(ratio, (1 - y / (1 - u)) ** 5.5, rtol=0.03)
+
+
+def test_grids_beyond_one_piece() -> None:
+    """``sf`` of a large grid, which is done in pieces, is that of its rows."""
+    law = Spherical(20)
+    grid = np.linspace(-0.9, 0.9, 30_000).reshape(100, 300)
+    np.testing.assert_array_equal(law.sf(grid), np.stack([law.sf(row) for row in grid]))
+    assert law.sf(np.empty((0, 3))).shape == (0, 3)
