@@ -8,6 +8,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from ratedist.similarity import Spherical
+
 __all__ = ["LEVELS", "Atoms", "byte_groups", "find_atoms"]
 
 FloatArray = NDArray[np.float64]
@@ -18,7 +20,7 @@ LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.96)
 """Residual correlations at which content is cut into finer and finer groups, the coarsest first."""
 
 # The coarsest cut stays this factor above the largest correlation that chance would give the pairs.
-_MARGIN = 1.3
+_MARGIN = 1.15
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def find_atoms(keys: Float32Array, values: Float32Array) -> Atoms:
     """Group blocks by the correlation of their key residuals (average linkage).
 
     Independent residuals of low dimension are alike by chance, so groups are cut only above what chance
-    gives: the coarsest cut is at least 0.5 and at least 1.3 times the largest of n²/2 correlations of that
+    gives: the coarsest cut is at least 0.5 and at least 1.15 times the largest of n²/2 correlations of that
     spread, the spread taken from the median, which duplicates do not move.
     Test: tests/sim/test_atoms.py::test_finds_planted_versions_and_nothing_else.
 
@@ -69,8 +71,8 @@ def find_atoms(keys: Float32Array, values: Float32Array) -> Atoms:
     alike = (keys @ keys.T).astype(np.float64)
     upper = np.triu_indices(n, 1)
     pairs = alike[upper]
-    spread = float(np.median(np.abs(pairs))) / 0.6745
-    chance = -scipy.special.ndtri(1 / n**2) * spread
+    spread = max(float(np.median(np.abs(pairs))) / 0.6745, 1e-3)
+    chance = float(Spherical(max(spread**-2, 2.0)).isf(1 / n**2))
     cuts = np.maximum(LEVELS, min(_MARGIN * chance, 0.99))
     tree = scipy.cluster.hierarchy.linkage(np.maximum(1 - pairs, 0), method="average")
     groups = np.stack(

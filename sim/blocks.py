@@ -213,7 +213,8 @@ def _embed(side: Side, coordinates: Float32Array) -> Float32Array:
         return coordinates
     residual = np.zeros((len(coordinates), side.mean.shape[1]), dtype=np.float32)
     residual[:, side.axes] = coordinates[:, count:]
-    return residual + (coordinates[:, :count] - residual @ side.basis.T) @ side.basis
+    residual += (coordinates[:, :count] - residual @ side.basis.T) @ side.basis
+    return residual
 
 
 def _mix(levels: Float32Array, weights: FloatArray) -> Float32Array:

@@ -105,7 +105,8 @@ def calibrate(
         raise InputError(
             "k", distinct.size, f"has more than {_MOST_BLOCKS} distinct blocks; calibrate on fewer requests"
         )
-    keys, values, log_norm_k, log_norm_v = (x[distinct] for x in (keys, values, log_norm_k, log_norm_v))
+    keys, values = keys[distinct], values[distinct]
+    log_norm_k, log_norm_v = log_norm_k[distinct], log_norm_v[distinct]
     owner, place = request[distinct], position[distinct]
     # Means need to know what is repeated, and what is repeated is seen in what means leave: in rounds.
     group, kappa = np.arange(distinct.size), 0.0

@@ -131,7 +131,8 @@ def simulate(
             )  # fmt: skip
         else:
             record = _named(
-                law, dim, mean, std, parameter, requests or 16, blocks or 24, tau, variant, runs,
+                law, dim, mean, std, parameter, 16 if requests is None else requests,
+                24 if blocks is None else blocks, tau, variant, runs,
                 process_runs, seed, backend, write_capture, force, step,
             )  # fmt: skip
     if out is not None:
@@ -185,6 +186,7 @@ def _named(
     blocks: int, tau: list[float], variant: str, runs: int, process_runs: int, seed: int, backend: str,
     write_capture: Path | None, force: bool, step: Callable[[str], None],
 ) -> Record:  # fmt: skip
+    from ratedist._arguments import whole_number
     from ratedist.sim.blocks import SyntheticLayer, generate
     from ratedist.sim.model import BlockModel
     from ratedist.sim.parameters import BlockParameters
@@ -192,6 +194,8 @@ def _named(
     from ratedist.validate.ladder import law_ladder, model_ladder
     from ratedist.validate.synthetic import write_synthetic
 
+    whole_number("requests", requests, low=1)
+    whole_number("blocks", blocks, low=1)
     known: SimilarityLaw | None = None
     if law == "spherical":
         assert dim is not None

@@ -72,10 +72,10 @@ def test_fit_recovers_the_growth() -> None:
     """Kinds expected at four times the sample, from the fit against simulation from the truth."""
     rng = np.random.default_rng(0)
     for law in LAWS:
-        samples = [draw(law, 40, rng) for _ in range(60)]
+        samples = [draw(law, 40, rng) for _ in range(50)]
         fit = fit_pitman_yor(samples)
         kinds = {
-            name: np.array([len(draw(process, 160, rng)) for _ in range(150)])
+            name: np.array([len(draw(process, 160, rng)) for _ in range(80)])
             for name, process in (("truth", law), ("fit", fit))
         }
         assert kinds["fit"].mean() == pytest.approx(kinds["truth"].mean(), rel=0.15), (law, fit)
