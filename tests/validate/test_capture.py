@@ -140,6 +140,19 @@ def test_shared_beginning_gives_the_same_bytes_in_every_batch(
     assert not torch.equal(layer.k[layer.table.entries[0, 3]], layer.k[layer.table.entries[1, 3]])
 
 
+def test_every_pass_has_the_same_shape(tmp_path: Path, loaded: dict[str, LoadedModel]) -> None:
+    """What keeps equal beginnings equal on models large enough that shapes change how products round."""
+    shapes = []
+    hook = loaded["llama"].model.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        capture_cache(loaded["llama"], prompts(), tmp_path / "c", batch_size=3, chunk_tokens=16)
+    finally:
+        hook.remove()
+    assert shapes == [(3, 16)] * 6, "four passes for the batch of 50, 50 and 33 tokens, two for 21 and 3"
+
+
 def test_chosen_layers_stored_in_another_type(tmp_path: Path, loaded: dict[str, LoadedModel]) -> None:
     given = prompts()
     whole = capture_cache(loaded["llama"], given, tmp_path / "all")
@@ -342,8 +355,16 @@ def test_embedded_model(tmp_path: Path) -> None:
         for row in (0, 1):
             for captured, expected in zip(of_request(layer, row, 64), own[index], strict=True):
                 assert torch.equal(captured, expected[row])
-    answer = prefill(model.model, [given.prompts[0].token_ids], rows=1, chunk_tokens=32)
-    assert answer[0][0].shape == (1, 3, 64, 64)
+    # The system prompt is shared, and so are its bytes, whatever follows and however many there are.
+    pair = [p.token_ids for p in given.prompts]
+    shared = next(n for n in range(64) if pair[0][n] != pair[1][n])
+    assert shared >= 10
+    both = prefill(model.model, pair, rows=3, chunk_tokens=16)
+    alone = prefill(model.model, [pair[0][:shared] + pair[1][:9]], rows=3, chunk_tokens=16)
+    for (k, v), (k_alone, v_alone) in zip(both, alone, strict=True):
+        for row in (0, 1):
+            assert torch.equal(k[row, :, :shared], k_alone[0, :, :shared])
+            assert torch.equal(v[row, :, :shared], v_alone[0, :, :shared])
     # That it understands: the capital of France is its most likely next token.
     ids = model.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     with torch.inference_mode():

@@ -70,6 +70,14 @@ def test_unrelated_requests_share_no_block() -> None:
     assert not any(a & b for a, b in combinations(blocks, 2))
 
 
+@pytest.mark.parametrize("name", ["unrelated", "system-prompt"])
+def test_no_text_is_used_twice_beyond_one_request_per_document(name: str) -> None:
+    """The ends differ too, not only the ways of asking."""
+    found = prompts(name, requests=200).prompts
+    assert len(documents()) < 200
+    assert len({p.token_ids[-100:] for p in found}) == 200
+
+
 def test_system_prompt_is_shared_exactly_and_no_more() -> None:
     found = [p.token_ids for p in prompts("system-prompt").prompts]
     shortest = min(shared_prefix(a, b) for a, b in combinations(found, 2))

@@ -246,13 +246,18 @@ def test_no_space_left(tmp_path: Path, plan: Manifest) -> None:
         assert writer.pending == [1]
 
 
-def test_values_that_are_no_numbers(tmp_path: Path, plan: Manifest) -> None:
-    """Batch 1 holds requests 0 (5 tokens) and 2: its token 5 + 8 is token 8 of request 2."""
+@pytest.mark.parametrize(
+    ("token", "request_", "block"), [(0, 0, 0), (4, 0, 1), (5, 2, 0), (8, 2, 0), (9, 2, 1), (13, 2, 2)]
+)
+def test_values_that_are_no_numbers(
+    tmp_path: Path, plan: Manifest, token: int, request_: int, block: int
+) -> None:
+    """Batch 1 holds 5 tokens of request 0, then 9 of request 2; blocks of 4."""
     bad = tensors(plan, 1)
-    bad[1][2][5 + 8, 1, 3] = float("nan")
-    small = replace(plan, block_size=4)
-    with CaptureWriter(tmp_path / "c", small) as writer:
-        with pytest.raises(InputError, match=r"v = 'layer 2, request 2, block 2': holds NaN or infinity"):
+    bad[1][2][token, 1, 3] = float("nan")
+    with CaptureWriter(tmp_path / "c", replace(plan, block_size=4)) as writer:
+        where = f"'layer 2, request {request_}, block {block}'"
+        with pytest.raises(InputError, match=f"v = {where}: holds NaN or infinity"):
             writer.write(1, bad)
         assert writer.pending == [0, 1]
     assert set(content(tmp_path / "c")) == {"capture.partial.json"}
