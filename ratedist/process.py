@@ -196,7 +196,7 @@ class MatchProcess:
         self.recall = recall
 
     def intensity(self, score: ArrayLike) -> FloatArray:
-        """N·f(s)·q(s), expected exceedances per unit of score, of the shape of ``score``; not the atom at 1."""
+        """N·f(s)·q(s), expected exceedances per unit of score at ``score``; without the atom at 1."""
         density = self.representatives * self.law.pdf(score)
         return density if self.recall is None else density * np.asarray(self.recall(np.asarray(score)))
 

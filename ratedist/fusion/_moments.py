@@ -15,13 +15,15 @@ from ratedist.fusion.result import FusionResult, Matches, prediction_band
 from ratedist.fusion.units import as_units
 from ratedist.similarity.base import SimilarityLaw
 
-__all__ = ["Problem", "Void", "log_void_rate"]
+__all__ = ["MOST_SLOPE", "Problem", "Void", "log_void_rate"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 # A block that is certain to match leaves this chance, so that exponents stay finite.
 _CERTAIN = 1 - 1e-12
+# A block that stays leaves at least e^−2 of what was uncovered, or what it leaves without a hard core.
+MOST_SLOPE = 2.0
 # Success of the binomial that stands in for a Poisson number; it changes the log by half of that, relatively.
 _POISSON = 1e-9
 
@@ -68,7 +70,8 @@ class Problem:
     """Checked arguments, the quadrature and the closure (docs/theory.md, fusion recursions).
 
     The number N of representatives enters by mean and variance: a certain part plus a binomial one, without
-    skewness unless the variance is above half the mean (then all of it is binomial). The uncovered share
+    skewness unless its variance is above half its mean (then it starts at what the first unit keeps for
+    certain). The uncovered share
     is v = exp(−ℓ − slope·(N − E N)), where ℓ grows by the slope with every representative; without a hard
     core the slope is −ln(1 − F̄(τ)) and v = (1 − F̄(τ))^N.
     """
@@ -102,6 +105,7 @@ class Problem:
         variance = min(float(law.var()) / (1 - self.baseline) ** 2, 0.5)
         self.scatter = variance / (1 - variance)
         self.plain_slope = -np.log1p(-self.chance)
+        self.most_weight = np.log(np.maximum(MOST_SLOPE / np.maximum(self.plain_slope, 1e-300), 1.0))
         self.plain_tail_slope = -np.log1p(-np.minimum(self.tail, _CERTAIN))
         self.count = count
 
@@ -109,15 +113,16 @@ class Problem:
         """ℓ and ℓ by score of a unit's own blocks, whose number is certain and which do not repel."""
         return units[..., None] * self.plain_slope, units[..., None] * self.plain_tail_slope[:, None, :]
 
-    def void(self, mean: FloatArray, variance: FloatArray, logarithm: FloatArray) -> Void:
-        """Moments of the uncovered share; all arguments of one shape (…, T)."""
-        binomial = 1 - np.divide(variance, mean, out=np.zeros_like(mean), where=mean > 0)
+    def void(self, mean: FloatArray, variance: FloatArray, logarithm: FloatArray, least: ArrayLike) -> Void:
+        """Moments of the uncovered share, (…, T); ``least`` is the number that is kept for certain."""
+        more = mean - least
+        binomial = 1 - np.divide(variance, more, out=np.zeros_like(mean), where=more > 1e-12)
         binomial = np.minimum(binomial, 0.5)
         uncertain = variance / (1 - binomial)
         if self.has_core:
             core = self.core
             closeness = np.maximum(core.transitivity - core.crowding * logarithm, 0.0)
-            weight = np.exp(logarithm * closeness)
+            weight = np.exp(np.minimum(logarithm * closeness, self.most_weight))
             slope = self.plain_slope * weight
             chance = -np.expm1(-slope)
             steeper = np.maximum(core.transitivity - 2 * core.crowding * logarithm, 0.0)
@@ -156,6 +161,7 @@ class Problem:
         np.subtract(self.tail_transitivity.reshape(spread), work, out=work)
         np.maximum(work, 0.0, out=work)
         work *= logarithm
+        np.minimum(work, self.most_weight, out=work)
         np.exp(work, out=work)
         work *= self.plain_tail_slope.reshape(spread)
         chance = np.expm1(-work)

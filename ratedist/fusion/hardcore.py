@@ -147,7 +147,8 @@ def _caps(dim: float, tau: FloatArray) -> FloatArray:
     rest = np.sqrt(np.maximum((1 - b * b) * (1 - c * c), 1e-30))
     last = third.sf((least[:, None, :, :, None, None] - b * c) / rest) @ weights @ weights
     clique = np.einsum("tij,tik,tijk,i,j,k->t", close, close, last, weights, weights, weights)
-    return _numbers(transitivity, diamond, clique, far)
+    # Where an exceedance is rarer than float64 resolves, nothing repels.
+    return np.where(law.sf(tau) > 1e-280, _numbers(transitivity, diamond, clique, far), 0.0)
 
 
 def _numbers(

@@ -56,7 +56,7 @@ def leader(
             return _step(problem, state, blocks)
 
         def observe(state: FloatArray, weight: float, blocks: int = blocks) -> None:
-            void = problem.void(state[0], state[1], state[2])
+            void = problem.void(state[0], state[1], state[2], _least(problem, state))
             slope, chance = problem.tail_slope(state[2])
             nonlocal absorbed, matched
             absorbed += weight * blocks * void.hit
@@ -66,10 +66,15 @@ def leader(
     return problem.result("leader", state[0], state[1], absorbed, matched, None)
 
 
+def _least(problem: Problem, state: FloatArray) -> FloatArray:
+    """Blocks kept for certain: those of the first unit, once it has come."""
+    return np.minimum(state[0], float(problem.units[0]))
+
+
 def _step(problem: Problem, state: FloatArray, blocks: int) -> FloatArray:
     """What one more unit adds to the state."""
     mean, variance, logarithm = state[0], state[1], state[2]
-    void = problem.void(mean, variance, logarithm)
+    void = problem.void(mean, variance, logarithm, _least(problem, state))
     stays = blocks * void.mean
     added = np.empty_like(state)
     added[0] = stays

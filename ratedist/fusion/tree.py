@@ -83,6 +83,7 @@ class State:
 
     Attributes:
         kept, variance: (U, T) mean and variance of the number of representatives.
+        least: (U, 1) those kept for certain: the blocks of the first unit.
         logarithm: (U, T) −ln of the uncovered share, at the mean.
         tail: (K, U, T) the same for the smaller cap of each node of the quadrature.
         members: (U, T) absorbed blocks.
@@ -91,6 +92,7 @@ class State:
 
     kept: FloatArray
     variance: FloatArray
+    least: FloatArray
     logarithm: FloatArray
     tail: FloatArray
     members: FloatArray
@@ -134,6 +136,7 @@ def walk(
     state = State(
         kept=blocks,
         variance=nothing,
+        least=blocks[:, :1],
         logarithm=blocks * problem.plain_slope,
         tail=blocks * problem.plain_tail_slope[:, None],
         members=nothing,
@@ -166,7 +169,7 @@ def _merge(
     problem: Problem, left: State, right: State, follow: Callable[[Merge], tuple[FloatArray, FloatArray]]
 ) -> tuple[State, FloatArray, FloatArray]:
     """State after a merge, the blocks it absorbs (U, T), and those by score (K, U, T)."""
-    void = problem.void(left.kept, left.variance, left.logarithm)
+    void = problem.void(left.kept, left.variance, left.logarithm, left.least)
     stays, absorbed = right.kept * void.mean, right.kept * void.hit
     # K | v is binomial(N_R, v), N_R independent of the left side.
     variance = (
@@ -188,6 +191,7 @@ def _merge(
     merged = State(
         kept=left.kept + stays,
         variance=np.maximum(variance, 0.0),
+        least=left.least,
         logarithm=left.logarithm + growth * void.slope,
         tail=left.tail + growth * slope,
         members=left.members + right.members + absorbed,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ratedist._arguments import as_thresholds, whole_number
 from ratedist.errors import InputError
+from ratedist.fusion._moments import MOST_SLOPE
 from ratedist.fusion.hardcore import HardCore
 from ratedist.fusion.units import as_units
 from ratedist.montecarlo.sample import RunSample
@@ -187,7 +188,7 @@ def _slope(tail: TailScores, core: HardCore | None, logarithm: FloatArray) -> fl
     if core is None:
         return tail.exponent
     closeness = np.maximum(core.transitivity[0] - core.crowding[0] * logarithm, 0.0)
-    return tail.exponent * np.exp(closeness * logarithm)
+    return np.minimum(tail.exponent * np.exp(closeness * logarithm), max(tail.exponent, MOST_SLOPE))
 
 
 def _tree_counts(
@@ -219,7 +220,7 @@ def _tree_slope(
     binomial = _success(after / inside)
     void = np.exp(-before)
     closeness = np.maximum(core.transitivity[0] - core.crowding[0] * before, 0.0)
-    weight = np.exp(closeness * before)
+    weight = np.exp(np.minimum(closeness * before, np.log(max(MOST_SLOPE / tail.exponent, 1.0))))
     survives = np.minimum(void * weight, 1.0)
     inverse = 1 - (1 - binomial / inside) * np.exp(core.common[0] * before)
     inverse = np.where(np.abs(inverse) < 1e-12, 1e-12, inverse)
