@@ -72,7 +72,7 @@ class PrefixTreeContent:
     Block by block:
 
     1. Which content? What followed the previous two blocks' contents before, or the previous one's. Where a
-       request turns to something else: what others turned to at this position, or anywhere, or something
+       request turns to something else: what stands at this position in others, or near it, or something
        new. After content that was hardly seen before, the length of the stretch so far decides whether it
        goes on; the start of a request has chances of its own.
     2. The same bytes? Only where the block before is, byte for byte, one that this content followed before:
@@ -125,7 +125,7 @@ class _State:
 
     def __init__(self, observed: ObservedContent) -> None:
         self.levels = observed.groups[0].shape[1]
-        # Successors of two contents and of one; contents turned to at a position; blocks of a content after
+        # Successors of two contents and of one; contents at a position; blocks of a content after
         # a block.
         self.after_two: _Follow[_Context] = _Follow()
         self.after_one: _Follow[int] = _Follow()
@@ -170,8 +170,9 @@ class _State:
     ) -> None:
         coarse = int(row[0])
         self.after_two.add(context, coarse)
-        # A content turned to counts for the position once per context, and for the library once per position.
-        if self.after_one.add(context[1], coarse) and turn and self.at.add(position, coarse):
+        # For the library a content counts once per position and context that it was turned to from.
+        fresh = self.after_one.add(context[1], coarse)
+        if self.at.add(position, coarse) and fresh and turn:
             self.library[coarse] = self.library.get(coarse, 0) + 1
         if self.exact.add((previous, coarse), block):
             path = [*row.tolist(), block]

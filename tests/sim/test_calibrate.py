@@ -80,9 +80,10 @@ def kept(layer: SyntheticLayer, thresholds: list[float]) -> np.ndarray:
 def test_round_trip_reproduces_the_law_of_similarity(name: str) -> None:
     """Distances of the laws of S stated: Wasserstein below 0.02, and 0.04 by position difference.
 
-    Which chunks meet is a matter of 48 draws: 0.03 and 0.1 there.
+    Which chunks meet is a matter of 48 draws: 0.03 and 0.1 there. How often versions of one template meet
+    is harder to tell from 16 requests: 0.06.
     """
-    overall, by_difference = (0.03, 0.1) if name == "chunks" else (0.02, 0.04)
+    overall, by_difference = {"chunks": (0.03, 0.1), "edits": (0.02, 0.06)}.get(name, (0.02, 0.04))
     _, made, held = halves(name, 24, 1)
     for side in ("k", "v"):
         one, other = (
