@@ -77,6 +77,6 @@ def block_errors(original: PagedLayer, fused: FusedLayer) -> tuple[Tensor, Tenso
             restored = torch.where(written[:, :, None, None], restored, 0.0).flatten(1)
             power = expected.square().sum(1, dtype=torch.float64)
             difference = restored.sub_(expected).square_().sum(1, dtype=torch.float64)
-            errors[logical[chunk]] = torch.where(difference > 0, difference / power, 0.0).float()
+            errors[logical[chunk]] = torch.where(difference == 0, 0.0, difference / power).float()
         results.append(errors.view(requests, max_blocks))
     return results[0], results[1]

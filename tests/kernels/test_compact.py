@@ -62,8 +62,12 @@ def test_errors_of_zeros_and_of_what_lies_beyond_the_length() -> None:
     for error in block_errors(before, FusedLayer(k, k, after, ones, ones)):
         # Ones for zeros; zeros for ones; a partly filled block, unchanged up to its length.
         assert error.tolist() == [[float("inf"), 0.0], [1.0, 0.0]]
-    for error in block_errors(before, FusedLayer(k, k, before.table, ones, 0 * ones + 1)):
+    for error in block_errors(before, FusedLayer(k, k, before.table, ones, ones)):
         assert error.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    # What cannot be read back is no perfect copy.
+    broken = torch.tensor([[1.0, 1.0], [float("nan"), 1.0]])
+    for error in block_errors(before, FusedLayer(k, k, before.table, broken, broken)):
+        assert error.isnan().tolist() == [[False, False], [True, False]]
 
 
 def test_errors_of_layers_that_do_not_belong_together() -> None:
