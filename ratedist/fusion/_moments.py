@@ -113,7 +113,7 @@ class Problem:
         """ℓ and ℓ by score of a unit's own blocks, whose number is certain and which do not repel."""
         return units[..., None] * self.plain_slope, units[..., None] * self.plain_tail_slope[:, None, :]
 
-    def void(self, mean: FloatArray, variance: FloatArray, logarithm: FloatArray, least: ArrayLike) -> Void:
+    def void(self, mean: FloatArray, variance: FloatArray, logarithm: FloatArray, least: FloatArray) -> Void:
         """Moments of the uncovered share, (…, T); ``least`` is the number that is kept for certain."""
         more = mean - least
         binomial = 1 - np.divide(variance, more, out=np.zeros_like(mean), where=more > 1e-12)

@@ -173,6 +173,11 @@ class Positions:
             change = own_part - crossed - crossed.swapaxes(-1, -2)
             change += np.matmul(crossed, back.swapaxes(-1, -2))
             step = np.arange(self.positions)
+            # A position's effect on itself is known better than to first order.
+            itself = back[..., step, step]
+            linear = (itself**2 - 2 * itself) * covariance[..., step, step]
+            from_others = change[..., step, step] - own_part[..., step, step] - linear
+            added[1] = np.maximum(added[1] + from_others, -kept[1])
             change[..., step, step] = added[1]
             added[ROWS:] = np.moveaxis(change, -2, 0)
         return added

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from ratedist.fusion._moments import Problem
@@ -108,9 +107,10 @@ def _sum_of_directions(merge: Merge) -> tuple[FloatArray, FloatArray]:
     arriving_spread = np.sqrt(np.maximum(arriving_square - arriving**2, 0.0))
     along = arriving * score
 
+    none, some = _absorbed_by_one(right.kept, merge.hit / left.kept)
     rate = merge.absorbed / left.kept
-    grown = np.exp(-rate) * mean
-    for number, chance in _poisson(rate):
+    grown = none * mean
+    for number, chance in some:
         for sign in (-1.0, 1.0):
             # Σ R_k, and Σ R_k² where each R_k is one of two values.
             added = number * arriving + sign * np.sqrt(number) * arriving_spread
@@ -133,9 +133,10 @@ def _largest_sum(merge: Merge) -> tuple[FloatArray, FloatArray]:
     mean, mean_square = left.first / left.kept, left.second / left.kept
     arriving, arriving_square = right.first / right.kept, right.second / right.kept
     along = arriving * merge.first / np.maximum(merge.hit, 1e-300)
+    none, some = _absorbed_by_one(right.kept, merge.hit / left.kept)
     rate = merge.absorbed / left.kept
-    grown = np.exp(-rate) * mean
-    for number, chance in _poisson(rate):
+    grown = none * mean
+    for number, chance in some:
         pairs = number * (number - 1)
         square = mean_square + 2 * number * mean * along + pairs * along**2 + number * arriving_square
         grown += chance * np.sqrt(square)
@@ -146,16 +147,22 @@ def _largest_sum(merge: Merge) -> tuple[FloatArray, FloatArray]:
     )
 
 
-def _poisson(rate: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-    """Numbers 1, 2, … and their Poisson chances; the last stands for all larger ones by their mean."""
+def _absorbed_by_one(
+    arriving: FloatArray, chance: FloatArray
+) -> tuple[FloatArray, list[tuple[FloatArray, FloatArray]]]:
+    """Chance that a group absorbs none, and numbers 1, 2, … with theirs: binomial over the arriving blocks.
+
+    The last number stands for all larger ones, by their mean.
+    """
+    chance = np.minimum(chance, 1 - 1e-12)
+    none = np.exp(arriving * np.log1p(-chance))
     found = []
-    chance = np.exp(-rate)
+    now, rest, rest_mean = none, 1 - none, arriving * chance
     for number in range(1, _MOST):
-        chance = chance * rate / number
-        found.append((np.full_like(rate, number), chance))
-    tail = scipy.special.pdtrc(_MOST - 1, rate)
-    # E[J; J >= n] = rate·P(J >= n − 1).
-    tail_mean = rate * scipy.special.pdtrc(_MOST - 2, rate)
-    number = np.divide(tail_mean, tail, out=np.full_like(rate, float(_MOST)), where=tail > 1e-300)
-    found.append((number, tail))
-    return found
+        now = now * np.maximum(arriving - number + 1, 0.0) / number * chance / (1 - chance)
+        found.append((np.full_like(now, number), now))
+        rest, rest_mean = rest - now, rest_mean - number * now
+    enough = rest > 1e-9
+    number = np.divide(rest_mean, rest, out=np.full_like(rest, float(_MOST)), where=enough)
+    found.append((np.maximum(number, _MOST), np.where(enough, rest, 0.0)))
+    return none, found

@@ -137,9 +137,9 @@ def _exact(n: int, chance: FloatArray, *, spread: bool = True) -> tuple[FloatArr
         ways = factorial[k - 2] - factorial[j - 1] - factorial[k - 1 - j]
         terms = ways + connected[:, j] + connected[:, k - j] + attached[:, j] + (j * (k - 1 - j)) * absent
         connected[:, k] = _log_sum(terms)
-    k = np.arange(1, n + 1)
-    choose = factorial[n] - factorial[k] - factorial[n - k]
-    first = np.exp(choose + connected[:, 1:] + (k * (n - k)) * absent).sum(axis=1)
+    sizes = np.arange(1, n + 1)
+    choose = factorial[n] - factorial[sizes] - factorial[n - sizes]
+    first = np.exp(choose + connected[:, 1:] + (sizes * (n - sizes)) * absent).sum(axis=1)
     second = np.zeros_like(first)
     for one in range(1, n) if spread else ():
         other = np.arange(1, n - one + 1)

@@ -34,7 +34,7 @@ from ratedist.similarity.base import SimilarityLaw
 from ratedist.similarity.gaussian import Gaussian
 from ratedist.similarity.spherical import Spherical
 
-__all__ = ["Setting", "agreement_rows", "random_settings", "vector_rows"]
+__all__ = ["Setting", "agreement_rows", "random_settings", "summarise", "vector_rows"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -151,9 +151,42 @@ def vector_rows(
     return rows
 
 
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per recursion and quantity, in the order in which they first appear.
+
+    ``settings``, ``worst_z`` and ``rms_z`` (None where the quantity is a model), ``median_gap_percent`` and
+    ``worst_gap_percent``, and the least and largest ``coverage`` of the 90 % band with the ``covered``
+    settings that have one.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["recursion"], row["quantity"]), []).append(row)
+    summary = []
+    for (recursion, quantity), group in groups.items():
+        z = np.array([row["z"] for row in group if row["z"] is not None])
+        gaps = np.abs([row["gap_percent"] for row in group])
+        covered = [row["coverage"] for row in group if row.get("coverage") is not None]
+        summary.append(
+            {
+                "recursion": recursion,
+                "quantity": quantity,
+                "simulation": group[0]["simulation"],
+                "settings": len(group),
+                "worst_z": float(np.abs(z).max()) if z.size else None,
+                "rms_z": float(np.sqrt(np.mean(z**2))) if z.size else None,
+                "median_gap_percent": float(np.median(gaps)),
+                "worst_gap_percent": float(gaps.max()),
+                "covered": len(covered),
+                "coverage_low": min(covered, default=None),
+                "coverage_high": max(covered, default=None),
+            }
+        )
+    return summary
+
+
 def _compared(setting: Setting, runs: int, rng: np.random.Generator) -> Iterator[tuple[str, Any, RunSample]]:
     law, units, tau = setting.law, setting.units, setting.threshold
-    at = {"runs": runs, "rng": rng}
+    at: dict[str, Any] = {"runs": runs, "rng": rng}
     one_by_one = units.max() == 1
     name = "one block at a time" if one_by_one else "leader"
     yield name, leader(law, units, tau, hard_core=False), simulate_leader(law, units, tau, **at)

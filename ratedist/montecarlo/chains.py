@@ -145,13 +145,17 @@ def _batches(runs: int, blocks: int) -> list[int]:
 
 
 def _join(blocks: int, parts: list[_Part]) -> RunSample:
-    def column(index: int) -> FloatArray | None:
-        found = [part[index] for part in parts]
-        return None if found[0] is None else np.concatenate(found)
+    def joined(columns: list[FloatArray | None]) -> FloatArray | None:
+        found = [column for column in columns if column is not None]
+        return np.concatenate(found) if found else None
 
-    kept = column(0)
-    assert kept is not None
-    return RunSample(blocks, kept, column(1), column(2), sum(part[3] for part in parts))
+    return RunSample(
+        blocks,
+        np.concatenate([part[0] for part in parts]),
+        joined([part[1] for part in parts]),
+        joined([part[2] for part in parts]),
+        sum(part[3] for part in parts),
+    )
 
 
 def _leader_batch(
@@ -195,7 +199,7 @@ def _tree_counts(
     tail: TailScores, lengths: IntArray, runs: int, rng: np.random.Generator, core: HardCore | None
 ) -> _Part:
     kept = np.tile(lengths, (runs, 1))
-    logarithm = kept * tail.exponent
+    logarithm: FloatArray = kept * np.float64(tail.exponent)
     merges = 0
     while kept.shape[1] > 1:
         pairs = kept.shape[1] // 2 * 2
@@ -282,7 +286,7 @@ def _tree_batch(
         nodes //= 2
     owner = np.repeat(np.arange(runs), count)
     close = np.bincount(owner, reach, minlength=runs)
-    final = 2 * (float(lengths.sum()) - close)
+    final = np.asarray(2 * (lengths.sum() - close), dtype=np.float64)
     return count.astype(np.float64), None if centroid else direct, final, merges
 
 

@@ -32,7 +32,7 @@ class TailScores:
         self._first = start - _REACH
         self._scale = (_POINTS - 1) / _REACH
 
-    def best_of(self, log_uniform: FloatArray, count: FloatArray) -> FloatArray:
+    def best_of(self, log_uniform: FloatArray, count: FloatArray | NDArray[np.int64]) -> FloatArray:
         """Best of ``count`` scores at the given log of its distribution function, above the threshold's.
 
         A best match M of n scores has P(M <= s) = (1 − F̄(s))^n, so F̄(M) = 1 − U^(1/n).
