@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -24,7 +25,7 @@ _BLACK, _ORANGE, _SKY, _GREEN, _YELLOW, _BLUE, _VERMILION, _PURPLE = (
     "#CC79A7",
 )
 
-MEASURED = {
+MEASURED: dict[str, Any] = {
     "color": _BLACK,
     "marker": "o",
     "markersize": 4.5,
@@ -40,7 +41,7 @@ _PREDICTORS = {
 _OTHERS = ((_GREEN, "-."), (_PURPLE, ":"), (_ORANGE, "-"), (_SKY, "--"))
 
 
-def predictor_style(name: str, index: int = 0) -> dict[str, str]:
+def predictor_style(name: str, index: int = 0) -> dict[str, Any]:
     """Label, colour and line of a predictor; ``index`` tells apart those without a style of their own."""
     if name in _PREDICTORS:
         label, colour, line = _PREDICTORS[name]

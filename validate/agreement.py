@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ def check_agreement(
         against: the implementation to compare with; the CPU path where None.
     """
     other = runtime_for("cpu") if against is None else against
-    options = {"threshold": threshold, "variant": variant, "criterion": criterion}
+    options: dict[str, Any] = {"threshold": threshold, "variant": variant, "criterion": criterion}
     checked, expected = (
         fuse(on_device(layer, side.device), backend=side.backend, **options) for side in (runtime, other)
     )
