@@ -52,8 +52,8 @@ def theory(
         raise InputError("repeats", repeats, "must be at least 1")
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "theory": lambda row: row["name"].removeprefix("theory/"),
-        "seconds": lambda row: f"{row['seconds']:.4f}",
-        "processor": lambda row: f"{row['cpu_seconds']:.4f}",
+        "s": lambda row: f"{row['seconds']:.4f}",
+        "cpu s": lambda row: f"{row['cpu_seconds']:.4f}",
         "promised": lambda row: "" if row["ratio"] is None else f"{row['promised_seconds']:.4f}",
         "ratio": lambda row: "" if row["ratio"] is None else f"{row['ratio']:.2f}",
         "merges/s": lambda row: (
