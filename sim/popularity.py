@@ -15,6 +15,7 @@ __all__ = ["PitmanYor", "Succession", "fit_pitman_yor", "fit_succession"]
 FloatArray = NDArray[np.float64]
 
 _CHANCES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.999])
+_HOLD = 0.05
 _UNIQUE = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -146,6 +147,8 @@ def _fit(partitions: Sequence[Sequence[int]], chances: FloatArray) -> Succession
     total = np.zeros((len(chances), candidates[0].size))
     for sizes, times in kinds.items():
         log_chance = _log_likelihood(np.array(sizes, dtype=np.float64), *candidates)
+        # Where contexts that decide and free ones explain everything, nothing else would hold the law.
+        total += _HOLD * times * np.maximum(log_chance, -1e3)
         if len(sizes) > 1 and len(sizes) < sum(sizes):
             total += times * (np.log(1 - sure - free) + log_chance)
             continue

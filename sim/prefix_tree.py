@@ -130,6 +130,7 @@ class _State:
         self.after_two: _Follow[_Context] = _Follow()
         self.after_one: _Follow[int] = _Follow()
         self.at: _Follow[int] = _Follow()
+        self.turned_at: _Follow[int] = _Follow()
         self.exact: _Follow[tuple[int, int]] = _Follow()
         # Contents that were turned to, with the number of positions at which they were.
         self.library: dict[int, int] = {}
@@ -172,7 +173,8 @@ class _State:
         self.after_two.add(context, coarse)
         # For the library a content counts once per position and context that it was turned to from.
         fresh = self.after_one.add(context[1], coarse)
-        if self.at.add(position, coarse) and fresh and turn:
+        self.at.add(position, coarse)
+        if fresh and turn and self.turned_at.add(position, coarse):
             self.library[coarse] = self.library.get(coarse, 0) + 1
         if self.exact.add((previous, coarse), block):
             path = [*row.tolist(), block]
@@ -245,7 +247,7 @@ class _State:
     def _near(self, position: int) -> dict[int, float]:
         """Contents that were turned to, weighted by how near to this position."""
         weights: dict[int, float] = {}
-        for other, counts in self.at.after.items():
+        for other, counts in self.turned_at.after.items():
             weight = 1 / (1 + abs(position - other)) ** 2
             for content, count in counts.items():
                 weights[content] = weights.get(content, 0.0) + weight * count
@@ -253,12 +255,15 @@ class _State:
 
     def _turning(self, age: int | None) -> float:
         """Chance to turn after a stretch of ``age`` blocks; of any length where None."""
-        if age is None:
-            went_on, turned = (sum(counts[i] for counts in self.by_age.values()) for i in (0, 1))
-        else:
-            went_on, turned = self.by_age.get(age, (0, 0))
-        # Jeffreys' prior is too wide for chances that are nearly always 0 or 1.
-        return (turned + 0.05) / (went_on + turned + 0.1)
+        reach = 0
+        while True:
+            near = [n for a, n in self.by_age.items() if age is None or abs(a - age) <= reach]
+            went_on, turned = (sum(counts[i] for counts in near) for i in (0, 1))
+            # Stretches of this length, or of about it where none was seen.
+            if went_on + turned > 0 or not self.by_age:
+                # Jeffreys' prior is too wide for chances that are nearly always 0 or 1.
+                return (turned + 0.05) / (went_on + turned + 0.1)
+            reach += 1
 
     def _refine(self, node: int | None, rng: np.random.Generator) -> tuple[int, IntArray]:
         """A block of this content, and its groups."""
