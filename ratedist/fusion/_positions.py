@@ -144,8 +144,9 @@ class Positions:
         """What arriving blocks add to the state of the kept ones."""
         others = self._others(kept, self._own_poisson, self._own_certain)
         chance = self._own_chance
-        own, tilted = _none_of(kept, chance)
-        own_square, _ = _none_of(kept, chance * (2 - chance))
+        number = _Number(kept)
+        own, tilted = number.none(chance), number.tilted(chance)
+        own_square = number.none(chance * (2 - chance))
         void = others * own
         void_square = others**2 * own_square
         if self.spread:
@@ -164,7 +165,7 @@ class Positions:
             - stays**2
         )
         added[1] = np.maximum(change, -kept[1])
-        added[2] = kept[2] * (_none_of(arriving, others)[0] - 1)
+        added[2] = kept[2] * (_Number(arriving).none(others) - 1)
         if self.spread:
             covariance = np.moveaxis(kept[ROWS:], 0, -2)
             own_part = np.moveaxis(arriving[ROWS:], 0, -2) * void[..., :, None] * void[..., None, :]
@@ -191,6 +192,7 @@ class Positions:
 
     def add_matches(self, tally: FloatArray, kept: FloatArray, arriving: FloatArray) -> None:
         """Add to (T, S, P) how many arriving blocks have their best match above each score."""
+        number = _Number(kept)
         for s in range(self.scores.size - 1):
             # Thresholds above the score start to match at their own.
             below = int(np.searchsorted(self._at, s, side="right"))
@@ -198,7 +200,7 @@ class Positions:
                 continue
             met = kept[:, :below]
             others = self._others(met, self._poisson[s], self._certain[s])
-            own, _ = _none_of(met, np.diagonal(self._poisson[s]))
+            own = number.none(np.diagonal(self._poisson[s]), below)
             tally[:below, s] += (arriving[:below] * (1 - others * own)).sum(axis=1)
 
     def from_thresholds(self, matched: FloatArray) -> FloatArray:
@@ -213,19 +215,37 @@ def _diagonal(matrix: FloatArray) -> FloatArray:
     return diagonal if matrix.ndim == 2 else diagonal[:, None]
 
 
-def _none_of(state: FloatArray, chance: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """E[x^N] and E[N·x^N], x = 1 − chance, for N = 0 or 1 + X, X certain in part and binomial in part."""
-    mean, variance, empty = state[0], state[1], state[2]
-    some = np.maximum(1 - empty, 1e-12)
-    more = np.maximum(mean / some - 1, 0.0)
-    spread = np.maximum((variance + mean**2) / some - (more + 1) ** 2, 0.0)
-    success = np.where(more > 1e-9, 1 - spread / np.maximum(more, 1e-9), 0.0)
-    success = np.clip(np.where(np.abs(success) < 1e-6, 1e-6, success), -5.0, 0.5)
-    uncertain = np.minimum(spread / (1 - success), more)
-    rest = 1 - success * chance
-    x = np.maximum(1 - chance, 1e-300)
-    x_to_n = (1 - empty) * np.exp((1 + more - uncertain) * np.log(x) + uncertain / success * np.log(rest))
-    return empty + x_to_n, x_to_n * (1 + more - uncertain + uncertain * x / rest)
+class _Number:
+    """Law of the number N kept at each position: 0, or 1 + X with X certain in part and binomial in part."""
+
+    def __init__(self, state: FloatArray) -> None:
+        mean, variance, self.empty = state[0], state[1], state[2]
+        some = np.maximum(1 - self.empty, 1e-12)
+        more = np.maximum(mean / some - 1, 0.0)
+        spread = np.maximum((variance + mean**2) / some - (more + 1) ** 2, 0.0)
+        success = np.where(more > 1e-9, 1 - spread / np.maximum(more, 1e-9), 0.0)
+        self.success = np.clip(np.where(np.abs(success) < 1e-6, 1e-6, success), -5.0, 0.5)
+        self.uncertain = np.minimum(spread / (1 - self.success), more)
+        self.certain = 1 + more - self.uncertain
+        self.trials = self.uncertain / self.success
+
+    def none(self, chance: FloatArray, first: int | None = None) -> FloatArray:
+        """E[(1 − chance)^N], for the ``first`` thresholds only where given."""
+        empty, success, certain, trials = (
+            part[:first] for part in (self.empty, self.success, self.certain, self.trials)
+        )
+        exponent = np.log1p(-success * chance)
+        exponent *= trials
+        exponent += certain * np.log(np.maximum(1 - chance, 1e-300))
+        np.exp(exponent, out=exponent)
+        exponent *= 1 - empty
+        exponent += empty
+        return exponent
+
+    def tilted(self, chance: FloatArray) -> FloatArray:
+        """E[N·(1 − chance)^N]."""
+        expected = self.certain + self.uncertain * (1 - chance) / (1 - self.success * chance)
+        return (self.none(chance) - self.empty) * expected
 
 
 def _check_exceedance(chance: FloatArray, grid: FloatArray) -> None:

@@ -15,6 +15,9 @@ FloatArray = NDArray[np.float64]
 _DENSE = 32  # steps taken one by one at the start, where the state changes fastest
 _GROWTH = 10  # afterwards a stride is this fraction of the steps taken so far
 _STENCIL = 4  # nodes behind an interpolation
+# Sums over the steps take every state of the first ones, and later one per this growth.
+_OBSERVED = 12
+_OBSERVED_GROWTH = 1.2
 
 
 def advance(
@@ -80,10 +83,17 @@ class _Plan:
             taken = nodes[-1]
             nodes.append(min(count, taken + (1 if taken < _DENSE else max(1, taken // _GROWTH))))
         self.strides = [_Stride(nodes, j) for j in range(len(nodes) - 1)]
+        seen = [0]
+        for j, node in enumerate(nodes[:-1]):
+            if j > 0 and (node <= _OBSERVED or node >= _OBSERVED_GROWTH * nodes[seen[-1]]):
+                seen.append(j)
+        seen.append(len(nodes) - 1)
+        observed = [nodes[j] for j in seen]
         self.weights = [0.0] * len(nodes)
-        for stride in self.strides:
+        for j in range(len(observed) - 1):
+            stride = _Stride(observed, j)
             for node, weight in (stride.corrector or stride.predictor).items():
-                self.weights[node] += weight
+                self.weights[seen[node]] += weight
 
 
 _plan = lru_cache(maxsize=64)(_Plan)

@@ -28,7 +28,7 @@ def test_strides_agree_with_single_steps(count: int, chance: float, blocks: int)
 
     strided = advance(np.zeros(1), count, lambda state: blocks * np.exp(-exponent * state), observe)
     assert strided[0] == pytest.approx(kept, rel=3e-5)
-    assert total == pytest.approx(single, rel=3e-5)
+    assert total == pytest.approx(single, rel=3e-4)  # taken from fewer states
 
 
 def test_no_step_leaves_the_state() -> None:
