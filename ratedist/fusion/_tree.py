@@ -42,7 +42,7 @@ def tree_levels(kinds: IntArray) -> list[Level]:
     """Levels of the tree over units of the given kinds (row of each unit's state), from the leaves up.
 
     Neighbours merge, an odd last unit passes up. After a level the states are its U merges, then the passed
-    one. Test: tests/ratedist/fusion/test_tree.py::test_levels_cover_every_unit_once.
+    one. Test: tests/ratedist/fusion/test_stepping.py::test_levels_cover_every_unit_once.
     """
     levels = []
     while kinds.size > 1:

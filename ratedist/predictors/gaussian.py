@@ -31,7 +31,7 @@ class GaussianPredictor(Predictor):
     quadratic under the projection scale.
 
     Source: the Gaussian approximation and Poisson exceedances of Kampeas and Haleva, arXiv 2601.03067;
-    the recursions are derived in docs/theory.md, section 2.
+    the recursions are derived in docs/theory.md, "Recursions".
     """
 
     name: ClassVar[str] = "gaussian"

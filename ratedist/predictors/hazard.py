@@ -59,8 +59,8 @@ class Hazard:
             relative error with the best match, counting 0 where nothing matches.
 
         With A_q the hazard of bins q and above, the best match lies in bin q with probability
-        exp(−A_{q+1}) − exp(−A_q) (docs/theory.md, section 2), and in class j in proportion to
-        n_j·weight[q, i, j]; its errors are the mean marks of that cell.
+        exp(−A_{q+1}) − exp(−A_q) (docs/theory.md, "The position-marked process"), and in class j in
+        proportion to n_j·weight[q, i, j]; its errors are the mean marks of that cell.
 
         Test: tests/ratedist/predictors/test_hazard.py::test_best_match_agrees_with_simulation.
         """

@@ -33,8 +33,8 @@ def leader_mean_field(
         kept (T,): expected kept blocks; errors (2, T): mean squared relative error of the absorbed ones,
         keys and values, 0 where none is absorbed.
 
-    n_i ← n_i + c_i·exp(−Σ_j H_ij n_j) for each request (docs/theory.md, sections 2 and 3); a kept block is
-    never absorbed, so the error of the best match is final.
+    n_i ← n_i + c_i·exp(−Σ_j H_ij n_j) for each request (docs/theory.md, "The position-marked process"); a
+    kept block is never absorbed, so the error of the best match is final.
 
     Test: tests/ratedist/predictors/test_mean_field.py::test_leader_agrees_with_simulation.
     """
@@ -72,7 +72,7 @@ def tree_mean_field(
     pair, the member ends at e₁² + e₂² − e₁²e₂²/E², that is 1 − e²/E² multiplies along the path. For
     directions that are independent given the matches, around a mean direction of their own, this is
     exact: under own norm with mean similarity m, E² = 2(1 − m) and 1 − e²/E² = (s − m)/(1 − m); m = 0 gives
-    the product of similarities of docs/theory.md, section 2.
+    the product of similarities of docs/theory.md, "Errors of absorbed blocks".
 
     Test: tests/ratedist/predictors/test_mean_field.py::test_tree_agrees_with_simulation.
     """

@@ -38,7 +38,7 @@ class PositionMarkedPredictor(Predictor):
     (i, j) (requests of different lengths, or longer than those of the sample), the nearest pair of
     positions with the same difference and enough pairs, towards the start, serves instead.
 
-    Source: docs/theory.md, section 3.
+    Source: docs/theory.md, "The position-marked process".
     """
 
     name: ClassVar[str] = "position-marked"

@@ -20,7 +20,7 @@ CRITERIA = ("keys", "both")
 """Scores that blocks are matched by: S_K alone, or min(S_K, S_V)."""
 
 SCALES = ("own-norm", "projection", "raw")
-"""Rules for reading a shared direction back (docs/theory.md, section 1)."""
+"""Rules for reading a shared direction back (docs/theory.md, "Scale rules and the error of one block")."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class PairSample:
     def squared_errors(self, scale: str) -> tuple[FloatArray, FloatArray]:
         """(N, N) each: squared relative error of keys and of values of block ``row``, read as ``column``.
 
-        The rules are those of docs/theory.md, section 1: with similarity s and norm ratio
-        rho = n_column / n_row, own norm 2 - 2s, projection 1 - s², raw 1 + rho² - 2·rho·s; 0 for
+        The rules are those of docs/theory.md, "Scale rules and the error of one block": with similarity s and
+        norm ratio rho = n_column / n_row, own norm 2 - 2s, projection 1 - s², raw 1 + rho² - 2·rho·s; 0 for
         byte-equal pairs. A block of norm zero has no relative error: it counts 0 where the rule gives
         it back exactly (own norm, projection) and 1 where it does not (raw).
 
