@@ -12,7 +12,7 @@ import torch
 from ratedist.errors import InputError
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
-from ratedist.predictors import PairSample
+from ratedist.predictors import PairSample, predictor_class
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.compare import SCHEMA, THRESHOLDS, Plan, compare, default_layers, split_requests
 from ratedist.validate.measure import measure, runtime_for
@@ -117,6 +117,35 @@ def test_measured_side_is_the_fusion_of_the_held_out_requests(make_capture) -> N
     described = record.provenance["captures"][0]
     assert described["held_out"] == list(split.held_out)
     assert described["calibration"] == list(split.calibration)
+
+
+def test_predicted_side_and_whole_cache_are_those_of_the_parts(make_capture) -> None:
+    """Two domains, ragged lengths and projection: predictions by hand; bytes of the cache by hand."""
+    capture = make_capture(lengths=(64, 70, 50, 64, 48, 64, 64, 90), domains=(0, 0, 0, 0, 1, 1, 1, 1))
+    plan = Plan(thresholds=(0.72,), scale="projection", predictors=("position-marked",), seed=2)
+    record = compare([capture], plan)
+    split = split_requests(capture.manifest, 2)
+    kept = {"measured": [], "predicted": []}
+    for row in record.rows:
+        layer = capture.layer(row["layer"], split.held_out)
+        predictor = predictor_class("position-marked")(
+            pair_sample(capture.layer(row["layer"], split.calibration)), scale="projection"
+        )
+        full, domains = layer.table.full_blocks.numpy(), layer.table.domains.numpy()
+        prediction = predictor.predict(full, 0.72, domains=domains)
+        assert row["kept_predicted"] == pytest.approx(prediction.kept[0])
+        assert row["kept_predicted"] > predictor.predict(full, 0.72).kept[0]
+        assert row["v_error_predicted"] == pytest.approx(prediction.v_error[0])
+        for side in kept:
+            kept[side].append(row[f"kept_{side}"])
+    assert len(set(kept["measured"])) == 2
+    lengths = [capture.manifest.lengths[request] for request in split.held_out]
+    block = 2 * 16 * 2 * 8 * 4
+    full, partial = sum(n // 16 for n in lengths), sum(n % 16 > 0 for n in lengths)
+    whole = 6 * (full + partial) * block
+    for side, counts in kept.items():
+        fused = whole - sum(full - count for count in counts) * block + 2 * full * (4 + 8)
+        assert record.rows[0][f"cache_compression_{side}"] == pytest.approx(whole / fused)
 
 
 def test_prediction_knows_the_calibration_half_only(make_capture) -> None:

@@ -81,7 +81,7 @@ def test_agrees_with_simulation_from_its_own_model(
     """Calibrated on 24 requests, compared with the mean of 25 batches of 8 others.
 
     Kept blocks: within 4.5 % for the paper's recursion, which puts expectations into exp() and so is up to
-    4 % low (docs/theory.md, section 2), and within 2.5 % for the one that carries the variance; errors of
+    4 % low (docs/theory.md, "Recursions"), and within 2.5 % for the one that carries the variance; errors of
     keys and values within 3 %.
     """
     rng = np.random.default_rng(17)
@@ -97,6 +97,27 @@ def test_agrees_with_simulation_from_its_own_model(
     assert prediction.k_error[0] == pytest.approx(k_error, rel=0.03)
     assert prediction.v_error[0] == pytest.approx(v_error, rel=0.03)
     assert 1.2 < prediction.compression[0] < 6
+
+
+def test_final_errors_of_a_deep_tree_follow_from_those_of_positions() -> None:
+    """Members move along up to four times: 16 requests, squared error of absorbed blocks within 3 %.
+
+    The pairs that meet stand at one position and are nearer than a pair taken from all: with the mean
+    error of all pairs for E² the prediction would be 10 % high.
+    """
+    rng = np.random.default_rng(19)
+    k = draw(24, 6, 64, 0.25, rng)
+    predictor = predictor_class("position-marked")(sample_of(k, values_like(k, rng)))
+    prediction = predictor.predict([6] * 16, 0.68, variant="tree")
+    runs = []
+    for _ in range(15):
+        k = draw(16, 6, 64, 0.25, rng)
+        runs.append(fuse(k, values_like(k, rng), 0.68, "tree"))
+    kept, k_error, v_error = np.array(runs).T
+    absorbed = 96 - prediction.kept[0]
+    for predicted, measured in ((prediction.k_error[0], k_error), (prediction.v_error[0], v_error)):
+        expected = (96 * measured**2).sum() / (96 - kept).sum()
+        assert 96 * predicted**2 / absorbed == pytest.approx(expected, rel=0.03)
 
 
 def test_position_marked_sees_what_the_gaussian_does_not() -> None:
@@ -148,6 +169,8 @@ def test_byte_equal_blocks_share_even_at_threshold_one(variant: str) -> None:
     assert prediction.kept == pytest.approx([12, 12])
     assert prediction.k_error == pytest.approx([0, 0], abs=1e-9)
     assert prediction.compression == pytest.approx([20 / 12] * 2)
+    alone = predictor_class("position-marked")(sample_of(k, 2 * k)).predict([4] * 5, 1.0, variant=variant)
+    assert alone.kept == pytest.approx([12])
 
 
 @pytest.mark.parametrize("criterion", ["keys", "both"])
