@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("ratedist", "kernels", "sim", "validate", "figures")
 DOCUMENTS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__).resolve())
 SOURCES = sorted(path for part in PARTS for path in (ROOT / part).rglob("*.py"))
 
 # `file.py::test_name`, the bare file, or `::test_name` in the file that was named last.
@@ -156,9 +157,9 @@ def test_sources_name_what_exists() -> None:
         for title in HEADING.findall((ROOT / "docs/theory.md").read_text(encoding="utf-8"))
     }
     wrong = []
-    for path in SOURCES:
+    for path in [*SOURCES, *TESTS]:
         text = path.read_text(encoding="utf-8")
-        found = missing_tests(text)
+        found = missing_tests(text) if path in SOURCES else []
         found += [
             name for name in re.findall(r"``(ratedist\.[\w.]+)(?:\(.*?\))?``", text) if not exists(name)
         ]
