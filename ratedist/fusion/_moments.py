@@ -67,7 +67,7 @@ class Void:
 
 
 class Problem:
-    """Checked arguments, the quadrature and the closure (docs/theory.md, fusion recursions).
+    """Checked arguments, the quadrature and the closure (docs/theory.md, "Recursions").
 
     The number N of representatives enters by mean and variance: a certain part plus a binomial one, without
     skewness unless its variance is above half its mean (then it starts at what the first unit keeps for
