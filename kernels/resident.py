@@ -1,0 +1,473 @@
+"""Incremental use: requests come, grow, fuse with what is resident, and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ratedist.errors import InputError
+from ratedist.kernels.content import Content, ContentIndex, digests
+from ratedist.kernels.fuse import check_options, matcher_of
+from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer
+from ratedist.kernels.pool import BlockPool
+from ratedist.kernels.restore import restore_blocks
+from ratedist.kernels.scales import member_scales
+from ratedist.kernels.triton_support import choose_backend
+
+__all__ = ["BACKENDS", "Absorbed", "ResidentFusion", "ResidentLayer"]
+
+BACKENDS = ("auto", "cpu", "triton")
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """One entry of a block table that fusion turned to another block.
+
+    Attributes:
+        request: the request that reads it.
+        block: logical index of the block in this request.
+        representative: physical id of the block that it reads now.
+        score: criterion score against the representative; 1 where the two are byte-equal.
+        k_error: squared relative error of the keys as read from now on, against those before.
+        v_error: the same of the values.
+        exact: whether it shares because another request holds the same bytes.
+    """
+
+    request: int
+    block: int
+    representative: int
+    score: float
+    k_error: float
+    v_error: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class ResidentFusion:
+    """What one call of ``fuse`` did to one layer.
+
+    Attributes:
+        absorbed: every change of an entry of a block table, in the order in which they happened. An entry
+            is named again, without a further error, where its representative joins one that is byte-equal.
+        candidates: physical blocks that were looked at: full ones that had not been before.
+        kept: candidates that are representatives now.
+        reclaimed: physical blocks that became free.
+    """
+
+    absorbed: tuple[Absorbed, ...]
+    candidates: int
+    kept: int
+    reclaimed: int
+
+
+@dataclass
+class _Request:
+    """The block table of one request, and its scales."""
+
+    domain: int
+    length: int = 0
+    entries: list[int] = field(default_factory=list)
+    k_scale: list[float] = field(default_factory=list)
+    v_scale: list[float] = field(default_factory=list)
+
+
+class ResidentLayer:
+    """One layer's cache that requests enter and leave, fused as they come.
+
+    Fusion is the leader variant of ``ratedist.kernels.fuse.fuse``, one request after the other: each full
+    block is absorbed by its best match among the resident representatives of other requests of its
+    domain, or becomes one. Admitting and fusing requests one by one therefore gives what one call of
+    ``fuse`` over the whole batch gives. Byte-equal blocks of two requests share at every threshold; those
+    of one request stay apart, in a fork of it too, until another request brings the same.
+
+    A representative lives as long as a request reads it, be it another than the one that brought it.
+    Nothing that is shared is written: to append to a shared block copies it first.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        threshold: float,
+        criterion: str = "keys",
+        scale: str = "own-norm",
+        backend: str = "auto",
+    ) -> None:
+        """Start with no request.
+
+        Threshold, criterion and scale are those of the cache, not of a call: every representative must
+        have been chosen under the rules that later blocks meet.
+
+        Args:
+            pool: where the blocks lie; no one else may take from it.
+            threshold: as ``ratedist.kernels.fuse.fuse``.
+            criterion: as there.
+            scale: as there.
+            backend: "auto" (Triton on a GPU, else "cpu"), "cpu" or "triton".
+
+        Raises:
+            InputError: an argument outside what is listed, or a pool in use.
+        """
+        if not isinstance(pool, BlockPool):
+            raise InputError("pool", type(pool).__name__, "must be a BlockPool")
+        if pool.free_blocks != pool.blocks:
+            raise InputError("pool", f"{pool.blocks - pool.free_blocks} blocks in use", "must be all free")
+        limit = check_options(threshold, "leader", criterion, scale)
+        # Rounded as ``fuse`` does it, so that a comparison means the same on every backend.
+        self._limit = float(torch.tensor(limit, dtype=torch.float32))
+        self._criterion = criterion
+        self._scale = scale
+        self._matcher = matcher_of(choose_backend(backend, pool.k.device, BACKENDS))
+        self._pool = pool
+        self._requests: dict[int, _Request] = {}
+        self._next = 0
+        # Physical id → request that brought it, by domain, in the order in which they became one.
+        self._representatives: dict[int, dict[int, int]] = {}
+        self._index = ContentIndex()
+        norms = torch.zeros(2, pool.blocks, dtype=torch.float32, device=pool.k.device)
+        self._k_norm, self._v_norm = norms[0], norms[1]
+
+    @property
+    def pool(self) -> BlockPool:
+        """The physical blocks."""
+        return self._pool
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        """The resident requests, in order of admission."""
+        return tuple(self._requests)
+
+    @property
+    def admitted(self) -> int:
+        """How many requests there have been, released ones and forks included."""
+        return self._next
+
+    def length(self, request: int) -> int:
+        """Tokens that are held of a request."""
+        return self._find(request).length
+
+    def domain(self, request: int) -> int:
+        """Domain of a request."""
+        return self._find(request).domain
+
+    def blocks_for(self, tokens: int, request: int | None = None) -> int:
+        """Free blocks that ``append`` of so many tokens takes, or ``admit`` where no request is given."""
+        state = _Request(0) if request is None else self._find(request)
+        size = self._pool.block_size
+        grown = -(-(state.length + tokens) // size) - len(state.entries)
+        return grown + int(tokens > 0 and self._must_copy(state))
+
+    def admit(self, k: Tensor, v: Tensor, *, domain: int = 0) -> int:
+        """Take in the prefilled keys and values of a new request.
+
+        Args:
+            k: (tokens, kv_heads, head_dim) in the pool's dtype and on its device; no tokens are fine.
+            v: as ``k``.
+            domain: requests of different domains never share.
+
+        Returns:
+            The request's number, by which the other methods know it. Numbers are never used again.
+
+        Raises:
+            InputError: keys or values of another shape, dtype or device, or that hold NaN or infinity;
+                a domain that is no integer.
+            PoolExhaustedError: not enough blocks are free.
+        """
+        if isinstance(domain, bool) or not isinstance(domain, int):
+            raise InputError("domain", domain, "must be an integer")
+        self.check_tokens(k, v)
+        self._pool.require(self.blocks_for(k.shape[0]), "k", tuple(k.shape))
+        request = self._next
+        self._next += 1
+        self._requests[request] = _Request(domain)
+        self._write(self._requests[request], k, v)
+        return request
+
+    def append(self, request: int, k: Tensor, v: Tensor) -> None:
+        """Write further tokens of a request; a shared block that they would fall into is copied first.
+
+        Args:
+            request: its number.
+            k: (tokens, kv_heads, head_dim); in decoding, of one token.
+            v: as ``k``.
+
+        Raises:
+            InputError: an unknown or released request; keys or values as for ``admit``.
+            PoolExhaustedError: not enough blocks are free.
+        """
+        state = self._find(request)
+        self.check_tokens(k, v)
+        self._pool.require(self.blocks_for(k.shape[0], request), "k", tuple(k.shape))
+        self._write(state, k, v)
+
+    def fork(self, request: int) -> int:
+        """A new request that starts as this one, in its domain, and shares all its blocks.
+
+        Several samples of one prompt do this. A partly filled last block is shared too, until one of the
+        two appends to it.
+
+        Returns:
+            The new request's number.
+
+        Raises:
+            InputError: an unknown or released request.
+        """
+        state = self._find(request)
+        for block in state.entries:
+            self._pool.share(block, state.domain)
+        fork = self._next
+        self._next += 1
+        self._requests[fork] = _Request(
+            state.domain, state.length, list(state.entries), list(state.k_scale), list(state.v_scale)
+        )
+        return fork
+
+    def fuse(self, requests: Iterable[int] | None = None) -> ResidentFusion:
+        """Fuse the full blocks of requests that have not been looked at before, request by request.
+
+        Args:
+            requests: numbers, in the order in which they are fused; by default all, in order of admission.
+
+        Raises:
+            InputError: an unknown or released request, or a block whose norm float32 cannot hold.
+                Nothing was changed.
+        """
+        chosen = list(self._requests) if requests is None else list(requests)
+        self.measure(chosen)
+        before = self._pool.free_blocks
+        absorbed: list[Absorbed] = []
+        candidates = kept = 0
+        for request in chosen:
+            looked_at, stayed = self._fuse_request(request, self._requests[request], absorbed)
+            candidates += looked_at
+            kept += stayed
+        return ResidentFusion(tuple(absorbed), candidates, kept, self._pool.free_blocks - before)
+
+    def release(self, request: int) -> int:
+        """Let a request go; blocks that no other request reads are free again.
+
+        Returns:
+            How many blocks became free.
+
+        Raises:
+            InputError: an unknown request, or one that was released before.
+        """
+        state = self._find(request)
+        del self._requests[request]
+        return sum(self._drop(block, state.domain) for block in state.entries)
+
+    def layer(self, requests: Sequence[int] | None = None) -> FusedLayer:
+        """The cache as attention reads it: the pool itself, not a copy, with a table made for the call.
+
+        Args:
+            requests: numbers, one per row of the table; by default all, in order of admission.
+
+        Raises:
+            InputError: an unknown or released request.
+        """
+        rows = [self._find(request) for request in (self._requests if requests is None else requests)]
+        width = max((len(row.entries) for row in rows), default=0)
+        device = self._pool.k.device
+
+        def padded(lists: list[list[int]] | list[list[float]], fill: float, dtype: torch.dtype) -> Tensor:
+            values = [[*row, *[fill] * (width - len(row))] for row in lists]
+            return torch.tensor(values, dtype=dtype, device=device).view(len(rows), width)
+
+        table = BlockTable(
+            entries=padded([row.entries for row in rows], UNUSED, torch.int32),
+            lengths=torch.tensor([row.length for row in rows], dtype=torch.int64, device=device),
+            domains=torch.tensor([row.domain for row in rows], dtype=torch.int64, device=device),
+            block_size=self._pool.block_size,
+        )
+        return FusedLayer(
+            k=self._pool.k,
+            v=self._pool.v,
+            table=table,
+            k_scale=padded([row.k_scale for row in rows], 1.0, torch.float32),
+            v_scale=padded([row.v_scale for row in rows], 1.0, torch.float32),
+        )
+
+    def measure(self, requests: Iterable[int]) -> None:
+        """Take the norms that ``fuse`` of these requests needs; raises InputError where ``fuse`` would."""
+        for request in requests:
+            self._measure_request(request, self._find(request))
+
+    def check_tokens(self, k: Tensor, v: Tensor) -> None:
+        """Raise InputError unless ``admit`` and ``append`` can take these keys and values."""
+        self._pool.check_tokens(k, v)
+        for name, tensor in (("k", k), ("v", v)):
+            bad = torch.nonzero(~torch.isfinite(tensor).flatten(1).all(1)).flatten()
+            if len(bad):
+                token = tensor[bad[0]].flatten()
+                raise InputError(
+                    name,
+                    float(token[~torch.isfinite(token)][0]),
+                    f"token {int(bad[0])} holds NaN or infinity; every value must be finite",
+                )
+
+    def _find(self, request: int) -> _Request:
+        state = self._requests.get(request)
+        if state is None:
+            released = isinstance(request, int) and 0 <= request < self._next
+            raise InputError(
+                "request",
+                request,
+                "was released before" if released else "is unknown; admit returns the numbers of requests",
+            )
+        return state
+
+    def _must_copy(self, state: _Request) -> bool:
+        """Whether the next token falls into a block that another request reads as well."""
+        partial = state.length % self._pool.block_size > 0
+        return partial and self._pool.references(state.entries[-1]) > 1
+
+    def _write(self, state: _Request, k: Tensor, v: Tensor) -> None:
+        size = self._pool.block_size
+        if len(k) and self._must_copy(state):
+            shared = state.entries[-1]
+            # A partly filled block was never fused, so its scales are 1.
+            state.entries[-1] = self._pool.take(state.domain)
+            self._pool.copy(shared, state.entries[-1])
+            self._pool.drop(shared)
+        written = 0
+        while written < len(k):
+            slot = state.length % size
+            if slot == 0:
+                state.entries.append(self._pool.take(state.domain))
+                state.k_scale.append(1.0)
+                state.v_scale.append(1.0)
+            tokens = slice(written, min(len(k), written + size - slot))
+            self._pool.write(state.entries[-1], slot, k[tokens], v[tokens])
+            state.length += tokens.stop - tokens.start
+            written = tokens.stop
+
+    def _candidates(self, state: _Request) -> list[int]:
+        """Physical ids of the full blocks that no fusion has looked at."""
+        known = self._representatives.get(state.domain, {})
+        full = state.length // self._pool.block_size
+        return [block for block in state.entries[:full] if block not in known]
+
+    def _measure_request(self, request: int, state: _Request) -> None:
+        blocks = self._candidates(state)
+        ids = torch.tensor(blocks, dtype=torch.int64, device=self._pool.k.device)
+        for name, pool, norms in (("k", self._pool.k, self._k_norm), ("v", self._pool.v, self._v_norm)):
+            norm = self._matcher.block_norms(self._matcher.gather_blocks(pool, ids))
+            bad = torch.nonzero(~torch.isfinite(norm)).flatten()
+            if len(bad):
+                block = blocks[int(bad[0])]
+                raise InputError(
+                    name,
+                    float(pool[block].double().norm()),
+                    f"request {request}, block {state.entries.index(block)} has a norm whose square float32 "
+                    "cannot hold",
+                )
+            norms[ids] = norm
+
+    def _fuse_request(self, request: int, state: _Request, absorbed: list[Absorbed]) -> tuple[int, int]:
+        """Fuse one request; adds to ``absorbed`` and returns its candidates and how many it keeps."""
+        blocks = self._candidates(state)
+        if not blocks:
+            return 0, 0
+        known = self._representatives.setdefault(state.domain, {})
+        named = list(zip(blocks, digests(self._pool.k, self._pool.v, blocks), strict=True))
+        left: list[tuple[int, bytes]] = []
+        for block, digest in named:
+            content = self._index.find(state.domain, digest)
+            if content is None or not content.shared_with(request):
+                left.append((block, digest))
+                continue
+            same = Content(content.request, content.representative)
+            for twin in self._index.join(content):
+                self._move(twin, same, True, content.request, state.domain, absorbed)
+            self._move(block, content, True, request, state.domain, absorbed)
+
+        others = [block for block, owner in known.items() if owner != request]
+        device = self._pool.k.device
+        rows = torch.tensor([block for block, _ in left], dtype=torch.int64, device=device)
+        cols = torch.tensor(others, dtype=torch.int64, device=device)
+        score, position = self._matcher.best_match(
+            self._pool.k, self._pool.v, self._k_norm, self._v_norm, rows, cols, self._criterion
+        )
+        taken = torch.nonzero(score > self._limit).flatten()
+        members, leaders = rows[taken], cols[position[taken]]
+        k_scale = member_scales(self._pool.k, self._k_norm, members, leaders, self._scale)
+        v_scale = member_scales(self._pool.v, self._v_norm, members, leaders, self._scale)
+        found = {
+            block: Content(
+                request,
+                int(leaders[n]),
+                float(k_scale[n]),
+                float(v_scale[n]),
+                float(score[taken[n]]),
+                kept=False,
+            )
+            for n, block in enumerate(members.tolist())
+        }
+        kept = 0
+        for block, digest in left:
+            content = found.get(block, Content(request, block))
+            self._index.add(state.domain, digest, content)
+            if content.kept:
+                known[block] = request
+                kept += 1
+            else:
+                self._move(block, content, False, request, state.domain, absorbed)
+        return len(blocks), kept
+
+    def _move(
+        self, block: int, content: Content, exact: bool, reader: int, domain: int, absorbed: list[Absorbed]
+    ) -> None:
+        """Turn every entry that names ``block`` to the representative of ``content``, and report it.
+
+        Args:
+            block: physical id of the block that is given up.
+            content: where its content is read from now on.
+            exact: whether the two are byte-equal.
+            reader: a request that is likely to be the only one to read it, looked at first.
+            domain: the domain of the block and its readers.
+            absorbed: where to report.
+        """
+        target = content.representative
+        k_error = _error(self._pool.k, block, target, content.k_scale)
+        v_error = _error(self._pool.v, block, target, content.v_scale)
+        for request in (reader, *self._requests):
+            if self._pool.references(block) == 0:
+                break
+            state = self._requests.get(request)
+            if state is None or state.domain != domain:
+                continue
+            for index, entry in enumerate(state.entries):
+                if entry != block:
+                    continue
+                state.entries[index] = target
+                # Other than 1 only where a block that others had absorbed moves on; then scales multiply.
+                state.k_scale[index] *= content.k_scale
+                state.v_scale[index] *= content.v_scale
+                self._pool.share(target, domain)
+                self._drop(block, domain)
+                absorbed.append(Absorbed(request, index, target, content.score, k_error, v_error, exact))
+
+    def _drop(self, block: int, domain: int) -> bool:
+        freed = self._pool.drop(block)
+        if freed and self._representatives.get(domain, {}).pop(block, None) is not None:
+            self._index.forget(block)
+            if not self._representatives[domain]:
+                del self._representatives[domain]
+        return freed
+
+
+def _error(pool: Tensor, block: int, representative: int, scale: float) -> float:
+    """Squared relative error of reading ``block`` as its scaled representative."""
+    device = pool.device
+    restored = restore_blocks(
+        pool, torch.tensor([representative], device=device), torch.tensor([scale], device=device)
+    )
+    expected = pool[block].float()
+    difference = float((restored[0] - expected).double().square().sum())
+    if difference == 0:
+        return 0.0
+    power = float(expected.double().square().sum())
+    return difference / power if power else float("inf")
