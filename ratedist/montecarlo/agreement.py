@@ -70,7 +70,7 @@ class Setting:
 
 
 def random_settings(count: int, rng: np.random.Generator) -> Iterator[Setting]:
-    """Random laws, units (equal, of unequal lengths, of one block) and thresholds.
+    """Random laws, units of equal and of unequal lengths, and thresholds.
 
     Exceedance chances are spread evenly in the logarithm from 0.001 to 0.5.
     """
@@ -83,8 +83,6 @@ def random_settings(count: int, rng: np.random.Generator) -> Iterator[Setting]:
         units = np.full(number, max(blocks, 1))
         if index % 4 == 1:
             units = rng.integers(1, 2 * units + 1)
-        if index % 4 == 3:
-            units = np.ones(int(rng.integers(20, 200)), dtype=np.int64)
         chance = float(np.exp(rng.uniform(np.log(1e-3), np.log(0.5))))
         yield Setting(law, units, float(law.isf(chance)))
 
@@ -98,7 +96,8 @@ def agreement_rows(
 ) -> list[dict[str, Any]]:
     """Rows of predicted beside simulated, one per setting, recursion and quantity; JSON-ready.
 
-    A row has ``recursion, quantity, simulation, runs``, the setting, ``predicted, simulated, standard_error,
+    A row has ``recursion, quantity, simulation, runs``, the setting (one block at a time draws units of its
+    own for it, the hard core a sphere), ``predicted, simulated, standard_error,
     z``, for kept blocks ``std_predicted, std_simulated`` and the share of runs within the 90 % band
     (``coverage``, None where the simulated standard deviation is below 2 and whole numbers are too coarse).
     The centroid's error is a model and has no ``z``.
@@ -116,8 +115,8 @@ def agreement_rows(
     rng = np.random.default_rng(seed)
     rows = []
     for index, setting in enumerate(random_settings(settings, rng)):
-        for recursion, predicted, sample in _compared(setting, runs, rng):
-            rows += _rows(recursion, setting.describe(), predicted, sample)
+        for recursion, at, predicted, sample in _compared(setting, runs, rng):
+            rows += _rows(recursion, at.describe(), predicted, sample)
         rows += _marked_rows(runs, rng)
         if progress is not None:
             progress(index + 1, settings)
@@ -184,26 +183,30 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return summary
 
 
-def _compared(setting: Setting, runs: int, rng: np.random.Generator) -> Iterator[tuple[str, Any, RunSample]]:
+def _compared(
+    setting: Setting, runs: int, rng: np.random.Generator
+) -> Iterator[tuple[str, Setting, Any, RunSample]]:
     law, units, tau = setting.law, setting.units, setting.threshold
     at: dict[str, Any] = {"runs": runs, "rng": rng}
-    one_by_one = units.max() == 1
-    name = "one block at a time" if one_by_one else "leader"
-    yield name, leader(law, units, tau, hard_core=False), simulate_leader(law, units, tau, **at)
+    plain = leader(law, units, tau, hard_core=False)
+    yield "leader", setting, plain, simulate_leader(law, units, tau, **at)
+    single = Setting(law, np.ones(int(rng.integers(20, 200)), dtype=np.int64), tau)
+    alone = leader(law, single.units, tau, hard_core=False)
+    yield "one block at a time", single, alone, simulate_leader(law, single.units, tau, **at)
     # Similarities are sampled around no common direction, so that they multiply as they stand.
     flat = tree(law, units, tau, hard_core=False, baseline=0.0)
-    yield "tree", flat, simulate_tree(law, units, tau, **at)
+    yield "tree", setting, flat, simulate_tree(law, units, tau, **at)
     moved = centroid(law, units, tau, hard_core=False)
-    yield "centroid", moved, simulate_centroid(law, units, tau, **at)
-    yield "components", components(law, units, tau), simulate_components(law, units, tau, **at)
-    if isinstance(law, Spherical) and setting.chance <= _HARD_CORE_CHANCE:
-        core = HardCore.spherical(law.dim, tau)
-        for label, recursion, simulate in (
-            ("leader", leader, simulate_leader),
-            ("tree", tree, simulate_tree),
-        ):
-            sample = simulate(law, units, tau, scores=False, hard_core=core, **at)
-            yield f"{label}, hard core", recursion(law, units, tau, hard_core=core), sample
+    yield "centroid", setting, moved, simulate_centroid(law, units, tau, **at)
+    joined = components(law, units, tau)
+    yield "components", setting, joined, simulate_components(law, units, tau, **at)
+    for name, recursion, simulate in (("leader", leader, simulate_leader), ("tree", tree, simulate_tree)):
+        sphere = Spherical(float(rng.integers(4, 65)))
+        level = float(sphere.isf(min(setting.chance, _HARD_CORE_CHANCE)))
+        core = HardCore.spherical(sphere.dim, level)
+        predicted = recursion(sphere, units, level, hard_core=core)
+        sample = simulate(sphere, units, level, scores=False, hard_core=core, **at)
+        yield f"{name}, hard core", Setting(sphere, units, level), predicted, sample
 
 
 def _rows(
