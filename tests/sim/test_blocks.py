@@ -83,6 +83,16 @@ def test_moments_of_the_score(parameters: dict[str, Any]) -> None:
             assert_mean(squares, (1 - mean) ** 2 / effective)
 
 
+def test_some_blocks_are_more_typical_than_others() -> None:
+    """A block's mean score over many others is α·E[α]: its spread is that of α times E[α]."""
+    layer = made(400, 1, common_k=0.6, spread_k=0.05, dimension_k=120, rotary_base=None)
+    typical = np.nanmean(scores(layer.k)[:, 0, :, 0], axis=1)
+    # Of 400 means, less what the residuals leave in a mean of 399 scores.
+    noise = 0.4**2 / 120 / 399
+    spread = np.sqrt(typical.var(ddof=1) - noise) / np.sqrt(0.6)
+    assert abs(spread - 0.05) < 4 * 0.05 / np.sqrt(2 * 400)
+
+
 def test_similarity_falls_with_distance_as_the_rotation_says() -> None:
     """Blocks Δ apart: E S = common · mean cosine of a turn by Δ blocks, over common directions."""
     theta, common, block = 300.0, 0.8, 4
