@@ -14,7 +14,7 @@ from ratedist.kernels.matching import Matcher
 from ratedist.kernels.result import Fusion
 from ratedist.kernels.scales import member_scales, row_products
 
-__all__ = ["assemble", "fuse_with"]
+__all__ = ["assemble", "distinct_scales", "fuse_with"]
 
 Match = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Best score of each of the first blocks over the second ones, and its position there."""
@@ -57,14 +57,39 @@ def fuse_with(
     if criterion == "both":
         score[moved] = torch.minimum(score[moved], _similarity(layer.v, v_norm, here, there))
 
-    factors = []
+    k_factor, v_factor = distinct_scales(layer, blocks, first, representative, k_norm, v_norm, scale)
+    return assemble(layer, blocks, first, absorber, representative, score[first], k_factor, v_factor)
+
+
+def distinct_scales(
+    layer: PagedLayer | FusedLayer,
+    blocks: Candidates,
+    first: Tensor,
+    representative: Tensor,
+    k_norm: Tensor,
+    v_norm: Tensor,
+    scale: str,
+) -> tuple[Tensor, Tensor]:
+    """(n,) float32 scales of keys and of values of every candidate, duplicates as their first copy has it.
+
+    Args:
+        layer: the layer that is fused.
+        blocks: its n candidates.
+        first: (n,) int64 position of the byte-equal candidate whose block each takes, its own where unique.
+        representative: (n,) int64 position of the final representative.
+        k_norm: (blocks,) float32 norms of the pool's keys.
+        v_norm: (blocks,) float32 norms of the pool's values.
+        scale: one of ``ratedist.kernels.scales.SCALES``.
+    """
+    own = torch.arange(len(blocks), device=layer.k.device)
     members = torch.nonzero((first == own) & (representative != own)).flatten()
     here, there = blocks.physical[members], blocks.physical[representative[members]]
+    factors = []
     for pool, norm in ((layer.k, k_norm), (layer.v, v_norm)):
         factor = torch.ones(len(blocks), dtype=torch.float32, device=layer.k.device)
         factor[members] = member_scales(pool, norm, here, there, scale)
         factors.append(factor[first])
-    return assemble(layer, blocks, first, absorber, representative, score[first], factors[0], factors[1])
+    return factors[0], factors[1]
 
 
 def assemble(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ratedist
-from ratedist.cli import bench, bench_theory, capture, curve, demo, kernels, simulate, validate
+from ratedist.cli import bench, bench_search, bench_theory, capture, curve, demo, kernels, simulate, validate
 from ratedist.cli.variadic import ManyValuesCommand
 
 __all__ = ["app"]
@@ -45,3 +45,4 @@ app.command("demo")(demo.demo)
 app.add_typer(bench.app)
 app.command("curve", cls=ManyValuesCommand)(curve.curve)
 bench.app.command("theory")(bench_theory.theory)
+bench.app.command("search")(bench_search.search)
