@@ -45,9 +45,10 @@ class Void:
         mean: E[v], v the uncovered share.
         hit: 1 − E[v], with its digits where that is small.
         square: E[v²].
-        slope: −d ln v per representative.
+        slope: growth of ℓ = −ln v with the next representative, at the mean.
+        steepening: how fast the slope grows with ℓ.
+        moved: how far ℓ stands from its mean per representative above the mean.
         covariance: Cov(N, v), not above 0.
-        correction: factor on the expected growth of −ln v, for v and its growth vary together.
         binomial: π of the uncertain part of the number of representatives.
         uncertain: mean of that part.
         logarithm: −ln v at the mean.
@@ -58,8 +59,9 @@ class Void:
     hit: FloatArray
     square: FloatArray
     slope: FloatArray
+    steepening: FloatArray
+    moved: FloatArray
     covariance: FloatArray
-    correction: FloatArray
     binomial: FloatArray
     uncertain: FloatArray
     logarithm: FloatArray
@@ -72,8 +74,8 @@ class Problem:
     The number N of representatives enters by mean and variance: a certain part plus a binomial one, without
     skewness unless its variance is above half its mean (then it starts at what the first unit keeps for
     certain). The uncovered share
-    is v = exp(−ℓ − slope·(N − E N)), where ℓ grows by the slope with every representative; without a hard
-    core the slope is −ln(1 − F̄(τ)) and v = (1 − F̄(τ))^N.
+    is v = exp(−ℓ), where ℓ grows by the slope with every representative and moves with N; without a hard core
+    the slope is −ln(1 − F̄(τ)) and v = (1 − F̄(τ))^N.
     """
 
     def __init__(
@@ -109,46 +111,64 @@ class Problem:
         self.plain_tail_slope = -np.log1p(-np.minimum(self.tail, _CERTAIN))
         self.count = count
 
-    def start(self, units: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """ℓ and ℓ by score of a unit's own blocks, whose number is certain and which do not repel."""
-        return units[..., None] * self.plain_slope, units[..., None] * self.plain_tail_slope[:, None, :]
+    def void(
+        self,
+        mean: FloatArray,
+        variance: FloatArray,
+        covariance: FloatArray,
+        logarithm: FloatArray,
+        least: FloatArray,
+    ) -> Void:
+        """Moments of the uncovered share, (…, T).
 
-    def void(self, mean: FloatArray, variance: FloatArray, logarithm: FloatArray, least: FloatArray) -> Void:
-        """Moments of the uncovered share, (…, T); ``least`` is the number that is kept for certain."""
+        Args:
+            mean, variance: of the number N of representatives.
+            covariance: Cov(N, ℓ).
+            logarithm: E ℓ, ℓ = −ln v.
+            least: the number that is kept for certain.
+        """
         more = mean - least
         binomial = 1 - np.divide(variance, more, out=np.zeros_like(mean), where=more > 1e-12)
         binomial = np.minimum(binomial, 0.5)
         uncertain = variance / (1 - binomial)
         if self.has_core:
-            core = self.core
-            closeness = np.maximum(core.transitivity - core.crowding * logarithm, 0.0)
-            weight = np.exp(np.minimum(logarithm * closeness, self.most_weight))
+            weight = self.weight(logarithm)
             slope = self.plain_slope * weight
-            chance = -np.expm1(-slope)
-            steeper = np.maximum(core.transitivity - 2 * core.crowding * logarithm, 0.0)
-            correction = np.maximum(1 - steeper * slope**2 * variance, 0.0)
+            core = self.core
+            steepening = np.where(
+                weight > 1, slope * (core.transitivity - 2 * core.crowding * logarithm), 0.0
+            )
+            moved = np.divide(covariance, variance, out=slope.copy(), where=variance > 1e-12)
+            moved = np.clip(moved, 0.0, 4 * np.maximum(slope, MOST_SLOPE))
+            chance = -np.expm1(-moved)
         else:
             chance = np.broadcast_to(self.chance, mean.shape)
-            slope = np.broadcast_to(self.plain_slope, mean.shape)
-            weight = correction = np.ones_like(mean)
-        log_share = np.minimum(uncertain * (slope + log_void_rate(chance, binomial)) - logarithm, 0.0)
+            slope = moved = np.broadcast_to(self.plain_slope, mean.shape)
+            weight, steepening = np.ones_like(mean), np.zeros_like(mean)
+        log_share = np.minimum(uncertain * (moved + log_void_rate(chance, binomial)) - logarithm, 0.0)
         share = np.exp(log_share)
         twice = chance * (2 - chance)
         square = np.exp(
-            np.minimum(uncertain * (2 * slope + log_void_rate(twice, binomial)) - 2 * logarithm, 0.0)
+            np.minimum(uncertain * (2 * moved + log_void_rate(twice, binomial)) - 2 * logarithm, 0.0)
         )
         return Void(
             mean=share,
             hit=-np.expm1(log_share),
             square=np.clip(square, share**2, share),
             slope=slope,
+            steepening=steepening,
+            moved=moved,
             covariance=-variance * share * chance / (1 - binomial * chance),
-            correction=correction,
             binomial=binomial,
             uncertain=uncertain,
             logarithm=logarithm,
             weight=weight,
         )
+
+    def weight(self, logarithm: FloatArray) -> FloatArray:
+        """w: chance that a block inside an uncovered cap stays over that of any block, given −ln v."""
+        closeness = np.maximum(self.core.transitivity - self.core.crowding * logarithm, 0.0)
+        return np.exp(np.minimum(logarithm * closeness, self.most_weight))
 
     def tail_slope(self, logarithm: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Growth of ℓ by score per representative, (K, …, T), and the chance it stands for."""

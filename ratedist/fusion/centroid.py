@@ -29,7 +29,7 @@ class CentroidResult(KeptBlocks):
     block: times ``absorbed_share`` they are the mean over all blocks, as in the other variants.
 
     Attributes:
-        final_error2: (T,) own norm, from the modelled lengths of the groups' sums, within 4 % of the
+        final_error2: (T,) own norm, from the modelled lengths of the groups' sums, within 5 % of the
             simulated process; NaN where nothing is absorbed.
         final_error2_low, final_error2_high: (T,) bounds on it that hold whatever the spread of the groups.
     """

@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ratedist.fusion._moments import Problem
+from ratedist.fusion._moments import Problem, Void
 from ratedist.fusion._stepping import advance
 from ratedist.fusion.hardcore import HardCore
 from ratedist.fusion.result import FusionResult
@@ -46,8 +46,8 @@ def leader(
     """
     problem = Problem(law, np.asarray(units), thresholds, hard_core, None)
     nodes = problem.panels.scores.shape[0]
-    # Rows of the state: E N, Var N, ℓ, and ℓ by score.
-    state = np.zeros((3 + nodes, problem.count))
+    # Rows of the state: E N, Var N, Cov(N, ℓ), E ℓ, and E ℓ by score.
+    state = np.zeros((4 + nodes, problem.count))
     absorbed = np.zeros(problem.count)
     matched = np.zeros((nodes, problem.count))
     for blocks, run in groupby(problem.units.tolist()):
@@ -56,36 +56,38 @@ def leader(
             return _step(problem, state, blocks)
 
         def observe(state: FloatArray, weight: float, blocks: int = blocks) -> None:
-            void = problem.void(state[0], state[1], state[2], _least(problem, state))
-            slope, chance = problem.tail_slope(state[2])
+            void = _void(problem, state)
+            slope, chance = problem.tail_slope(state[3])
             nonlocal absorbed, matched
             absorbed += weight * blocks * void.hit
-            matched += weight * blocks * problem.matched(void, state[3:], slope, chance)
+            matched += weight * blocks * problem.matched(void, state[4:], slope, chance)
 
         state = advance(state, sum(1 for _ in run), step, observe)
     return problem.result("leader", state[0], state[1], absorbed, matched, None)
 
 
-def _least(problem: Problem, state: FloatArray) -> FloatArray:
-    """Blocks kept for certain: those of the first unit, once it has come."""
-    return np.minimum(state[0], float(problem.units[0]))
+def _void(problem: Problem, state: FloatArray) -> Void:
+    # The first unit, once it has come, is kept for certain.
+    least = np.minimum(state[0], float(problem.units[0]))
+    return problem.void(state[0], state[1], state[2], state[3], least)
 
 
 def _step(problem: Problem, state: FloatArray, blocks: int) -> FloatArray:
     """What one more unit adds to the state."""
-    mean, variance, logarithm = state[0], state[1], state[2]
-    void = problem.void(mean, variance, logarithm, _least(problem, state))
+    void = _void(problem, state)
     stays = blocks * void.mean
+    # K | v is binomial(p, v); N and K move against each other.
+    against = blocks * void.covariance
+    spread = blocks * (void.mean - void.square) + blocks**2 * (void.square - void.mean**2)
     added = np.empty_like(state)
     added[0] = stays
-    # K | v is binomial(p, v); N and K move against each other.
-    added[1] = (
-        2 * blocks * void.covariance
-        + blocks * (void.mean - void.square)
-        + blocks**2 * (void.square - void.mean**2)
-    )
-    added[1] = np.maximum(added[1], -variance)
-    growth = stays * void.correction
-    added[2] = growth * void.slope
-    added[3:] = growth * problem.tail_slope(logarithm)[0]
+    added[1] = np.maximum(2 * against + spread, -state[1])
+    # ℓ grows by slope(ℓ) with each of K blocks.
+    steeper = stays * void.steepening
+    added[2] = (void.slope + void.moved + steeper * void.moved) * against + steeper * state[2]
+    added[2] += void.slope * spread
+    growth = stays - void.steepening * stays * void.moved * state[2] / np.maximum(void.slope, 1e-300)
+    growth = np.maximum(growth, 0.0)
+    added[3] = growth * void.slope
+    added[4:] = growth * problem.tail_slope(state[3])[0]
     return added

@@ -83,6 +83,7 @@ class State:
 
     Attributes:
         kept, variance: (U, T) mean and variance of the number of representatives.
+        covariance: (U, T) of the number of representatives and −ln of the uncovered share.
         least: (U, 1) those kept for certain: the blocks of the first unit.
         logarithm: (U, T) −ln of the uncovered share, at the mean.
         tail: (K, U, T) the same for the smaller cap of each node of the quadrature.
@@ -92,6 +93,7 @@ class State:
 
     kept: FloatArray
     variance: FloatArray
+    covariance: FloatArray
     least: FloatArray
     logarithm: FloatArray
     tail: FloatArray
@@ -136,6 +138,7 @@ def walk(
     state = State(
         kept=blocks,
         variance=nothing,
+        covariance=nothing,
         least=blocks[:, :1],
         logarithm=blocks * problem.plain_slope,
         tail=blocks * problem.plain_tail_slope[:, None],
@@ -169,20 +172,23 @@ def _merge(
     problem: Problem, left: State, right: State, follow: Callable[[Merge], tuple[FloatArray, FloatArray]]
 ) -> tuple[State, FloatArray, FloatArray]:
     """State after a merge, the blocks it absorbs (U, T), and those by score (K, U, T)."""
-    void = problem.void(left.kept, left.variance, left.logarithm, left.least)
+    void = problem.void(left.kept, left.variance, left.covariance, left.logarithm, left.least)
     stays, absorbed = right.kept * void.mean, right.kept * void.hit
     # K | v is binomial(N_R, v), N_R independent of the left side.
-    variance = (
-        left.variance
-        + 2 * right.kept * void.covariance
-        + right.kept * (void.mean - void.square)
-        + (right.variance + right.kept**2) * void.square
-        - stays**2
+    against = right.kept * void.covariance
+    spread = (
+        right.kept * (void.mean - void.square) + (right.variance + right.kept**2) * void.square - stays**2
     )
+    variance = np.maximum(left.variance + 2 * against + spread, 0.0)
     slope, chance = problem.tail_slope(left.logarithm)
     by_score = problem.matched(void, left.tail, slope, chance)
-    ratio = _growth(problem, void, right) if problem.has_core else 1.0
-    growth = stays * ratio * void.correction
+    growth = _growth(problem, void, left, right)
+    # ℓ grows by a slope, which moves with both sides, with each of K blocks.
+    steeper = stays * growth.steepening
+    covariance = left.covariance + (growth.slope + void.moved + steeper * void.moved) * against
+    covariance += steeper * left.covariance + growth.slope * spread
+    covariance += void.mean * right.variance * stays * growth.with_right
+    part = growth.expected / np.maximum(void.slope, 1e-300)
     first, second = problem.similarity(void.hit, by_score)
     followed = follow(
         Merge(left, right, stays, absorbed, void.hit, void.mean, first, second, problem.scatter)
@@ -190,10 +196,11 @@ def _merge(
     by_score *= right.kept
     merged = State(
         kept=left.kept + stays,
-        variance=np.maximum(variance, 0.0),
+        variance=variance,
+        covariance=covariance,
         least=left.least,
-        logarithm=left.logarithm + growth * void.slope,
-        tail=left.tail + growth * slope,
+        logarithm=left.logarithm + growth.expected,
+        tail=left.tail + part * slope,
         members=left.members + right.members + absorbed,
         first=followed[0],
         second=followed[1],
@@ -201,24 +208,83 @@ def _merge(
     return merged, absorbed, by_score
 
 
-def _growth(problem: Problem, void: Void, right: State) -> FloatArray:
-    """Growth of −ln v per surviving block of the right side, over the slope.
+@dataclass(frozen=True)
+class _Growth:
+    """Growth of ℓ = −ln v at a merge.
+
+    Attributes:
+        expected: in all.
+        slope: per surviving block, at the mean.
+        steepening: change of the slope with ℓ of the left side.
+        with_right: change of the slope with each representative of the right side.
+    """
+
+    expected: FloatArray
+    slope: FloatArray
+    steepening: FloatArray
+    with_right: FloatArray
+
+
+def _growth(problem: Problem, void: Void, left: State, right: State) -> _Growth:
+    """Growth of ℓ, averaged over two values of each side.
+
+    Where a side varies, ℓ of the left and N_R of the right stand one standard deviation to either side of
+    their means; blocks that stay are fewer where ℓ is large.
+    """
+    stays = right.kept * void.mean
+    if not problem.has_core:
+        nothing = np.zeros_like(stays)
+        return _Growth(stays * void.slope, void.slope, nothing, nothing)
+    deviation = void.moved * np.sqrt(left.variance)
+    spread = np.sqrt(right.variance)
+    moved = np.divide(right.covariance, spread, out=np.zeros_like(spread), where=spread > 1e-6)
+    slopes = {}
+    for side in (-1, 1):
+        count = np.maximum(right.kept + side * spread, 0.5)
+        arriving = _Arriving(problem, count, np.maximum(right.logarithm + side * moved, 0.0))
+        for sign in (-1, 1):
+            slopes[sign, side] = arriving.slope(np.maximum(void.logarithm + sign * deviation, 0.0))
+    up, down = slopes[1, 1] + slopes[1, -1], slopes[-1, 1] + slopes[-1, -1]
+    right_up, right_down = slopes[1, 1] + slopes[-1, 1], slopes[1, -1] + slopes[-1, -1]
+    slope = 0.25 * (up + down)
+    steepening = np.divide(up - down, 4 * deviation, out=np.zeros_like(slope), where=deviation > 1e-6)
+    with_right = np.divide(right_up - right_down, 4 * spread, out=np.zeros_like(slope), where=spread > 1e-6)
+    tilt = np.tanh(deviation)  # of the blocks that stay, towards the smaller ℓ
+    expected = stays * (slope - 0.25 * tilt * (up - down)) + void.mean * right.variance * with_right
+    return _Growth(np.maximum(expected, 0.0), slope, steepening, with_right)
+
+
+class _Arriving:
+    """The right side of a merge, as a block of the left side's uncovered share meets it.
 
     The number of right representatives in an uncovered cap is binomial, with the mean that the cap's size
-    gives and the chance of none that the right side leaves uncovered; each survives with chance c, two of
-    them more often together than apart. E[no survivor] is shared out over the survivors.
+    gives and the chance of none that the right side leaves uncovered.
     """
-    count = right.kept
-    inside = count * problem.chance
-    binomial = _binomial_of_void(inside, right.logarithm)
-    survives = np.minimum(void.mean * void.weight, 1.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(inside > 0, binomial / inside, 0.0)
-    inverse = 1 - (1 - inverse) * np.exp(problem.core.common * void.logarithm)
-    per_arrival = -log_void_rate(inside * survives, inverse) / count
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = -np.expm1(-per_arrival) / (void.mean * problem.chance * void.weight)
-    return np.where((void.mean > 1e-200) & (problem.chance > 0), np.minimum(ratio, _MOST_GROWTH), 1.0)
+
+    def __init__(self, problem: Problem, count: FloatArray, logarithm: FloatArray) -> None:
+        self._problem = problem
+        self._count = count
+        self._inside = count * problem.chance
+        success = _binomial_of_void(self._inside, logarithm)
+        self._inverse = np.divide(
+            success, self._inside, out=np.zeros_like(success), where=self._inside > 0
+        )  # 1/k, k the trials
+
+    def slope(self, logarithm: FloatArray) -> FloatArray:
+        """Growth of ℓ per block that stays.
+
+        Each representative in the cap survives with chance c = v·w, two of them more often together than
+        apart; E[no survivor] is shared out over the survivors.
+        """
+        problem = self._problem
+        weight = problem.weight(logarithm)
+        share = np.exp(-logarithm)
+        survives = np.minimum(share * weight, 1.0)
+        inverse = 1 - (1 - self._inverse) * np.exp(problem.core.common * logarithm)
+        per_arrival = -log_void_rate(self._inside * survives, inverse) / self._count
+        taken = share * problem.chance * weight
+        ratio = np.divide(-np.expm1(-per_arrival), taken, out=np.ones_like(share), where=taken > 1e-200)
+        return problem.plain_slope * weight * np.minimum(ratio, _MOST_GROWTH)
 
 
 def _binomial_of_void(mean: FloatArray, logarithm: FloatArray) -> FloatArray:

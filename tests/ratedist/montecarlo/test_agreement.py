@@ -39,7 +39,7 @@ def test_every_recursion_is_there(process: Rows) -> None:
 
 
 def test_means_agree_within_four_standard_errors(process: Rows) -> None:
-    """About 100 comparisons at 4 standard errors: one false alarm in 150 changes of the seed."""
+    """About 90 comparisons at 4 standard errors: one false alarm in 150 changes of the seed."""
     compared = [row for row in process if row["z"] is not None]
     assert len(compared) >= 80
     far = [row for row in compared if abs(row["z"]) > 4]
@@ -117,7 +117,6 @@ def test_progress_counts_settings() -> None:
 
 def test_settings_are_varied() -> None:
     settings = list(random_settings(40, np.random.default_rng(0)))
-    assert any(setting.units.max() == 1 for setting in settings)
     assert any(np.unique(setting.units).size > 1 for setting in settings)
     assert any(setting.units.size % 2 for setting in settings)
     chances = np.array([setting.chance for setting in settings])
