@@ -397,3 +397,14 @@ def test_flashinfer_caches_that_are_refused() -> None:
         good.kv_cache, integers([0]), integers([], dtype=torch.int32), integers([], dtype=torch.int32)
     )
     assert nothing.table.requests == 0
+
+
+def test_a_cache_in_place_that_uses_the_null_block_is_copied() -> None:
+    """FlashInfer's single tensor is vLLM's blocks-first one, but FlashInfer hands page 0 out."""
+    layer = one_scales(make_layer([9, 4], block_size=4))  # type: ignore[arg-type]
+    paged = back_from_flashinfer(to_flashinfer(materialise_scales(layer)))
+    assert (paged.table.entries == 0).any()
+    exported = to_vllm(paged, layout="blocks-first")
+    assert exported.copied
+    assert (exported.block_table[used(paged)] >= 1).all()
+    assert_same(paged, back_from_vllm(exported))
