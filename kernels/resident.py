@@ -395,16 +395,17 @@ class ResidentLayer:
         members, leaders = rows[taken], cols[position[taken]]
         k_scale = member_scales(self._pool.k, self._k_norm, members, leaders, self._scale)
         v_scale = member_scales(self._pool.v, self._v_norm, members, leaders, self._scale)
+        decided = zip(
+            members.tolist(),
+            leaders.tolist(),
+            k_scale.tolist(),
+            v_scale.tolist(),
+            score[taken].tolist(),
+            strict=True,
+        )
         found = {
-            block: Content(
-                request,
-                int(leaders[n]),
-                float(k_scale[n]),
-                float(v_scale[n]),
-                float(score[taken[n]]),
-                kept=False,
-            )
-            for n, block in enumerate(members.tolist())
+            block: Content(request, leader, k_factor, v_factor, similarity, kept=False)
+            for block, leader, k_factor, v_factor, similarity in decided
         }
         kept = 0
         for block, digest in left:

@@ -408,3 +408,20 @@ def test_a_cache_in_place_that_uses_the_null_block_is_copied() -> None:
     assert exported.copied
     assert (exported.block_table[used(paged)] >= 1).all()
     assert_same(paged, back_from_vllm(exported))
+
+
+def test_keys_and_values_in_one_memory_that_are_no_such_cache_are_copied() -> None:
+    layer = one_scales(make_layer([9, 4], block_size=2))  # type: ignore[arg-type]
+    blocks = layer.k.shape[0]
+    # Values before keys; and values with heads before tokens.
+    turned = torch.stack((layer.v, layer.k))
+    mixed = torch.cat((layer.k.flatten(), layer.v.transpose(1, 2).flatten()))
+    values = mixed[layer.k.numel() :].view(blocks, 2, 2, -1).transpose(1, 2)
+    for k, v in ((turned[1], turned[0]), (mixed[: layer.k.numel()].view(layer.k.shape), values)):
+        odd = replace(layer, k=k, v=v)
+        for layout in VLLM_LAYOUTS:
+            cache = to_vllm(odd, layout=layout)
+            assert cache.copied
+            assert_same(layer, back_from_vllm(cache))
+        assert to_flashinfer(odd).copied
+        assert_same(layer, back_from_flashinfer(to_flashinfer(odd)))
