@@ -23,6 +23,7 @@ def test_rows(tmp_path: Path) -> None:
     ]
     for row in rows:
         assert row["ratio"] == pytest.approx(row["seconds"] / row["floor_seconds"])
+        assert row["cpu_seconds"] > 0
         assert row["false"] == 0
         assert sum(entry["pairs"] for entry in row["bins"]) == row["blocks"] // 10
         found = sum(entry["pairs"] * entry["recall"] for entry in row["bins"])
