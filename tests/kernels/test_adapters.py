@@ -275,6 +275,11 @@ def test_scales_that_an_engine_cannot_apply() -> None:
     # What stands beyond a request's end is no scale.
     assert isinstance(layer, FusedLayer)
     assert to_vllm(one_scales(layer), layout="packed").k_scale is None
+    # Scales of the values alone are scales.
+    values = replace(one_scales(layer), v_scale=layer.v_scale)
+    with pytest.raises(InputError, match="4 blocks have scales other than 1"):
+        to_vllm(values, layout="packed")
+    assert_same(values, back_from_vllm(to_vllm(values, layout="packed", scales="separate")))
 
 
 def test_vllm_caches_that_are_refused() -> None:
