@@ -106,6 +106,15 @@ def test_three_levels_of_similarity_multiply() -> None:
     assert result.final_similarity2[0] >= result.final_similarity[0] ** 2
 
 
+def test_unrelated_members_stay_unrelated() -> None:
+    """At τ = −1 everything is absorbed by whatever is there, so final scores are those of random pairs."""
+    result = tree(Spherical(9), [1] * 8, [-1.0], hard_core=False)
+    assert result.kept[0] == pytest.approx(1)
+    assert result.final_similarity[0] == pytest.approx(0, abs=1e-6)
+    assert result.final_similarity2[0] == pytest.approx(1 / 9, rel=1e-3)
+    assert result.error2("projection")[0] == pytest.approx(8 / 9, rel=1e-3)
+
+
 def test_common_direction_is_the_baseline() -> None:
     """Around a common direction similarity falls towards the mean along the path, not towards 0."""
     law, units = Gaussian(0.5, 0.1), batch_units(64, 16)
