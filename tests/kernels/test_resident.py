@@ -450,3 +450,18 @@ def test_the_triton_matcher_gives_the_same_cache() -> None:
         cache.fuse()
         tables.append(cache.layer().table.entries.tolist())
     assert tables[0] == tables[1]
+
+
+def test_a_request_shares_its_own_bytes_once_another_has_brought_them() -> None:
+    cache = resident(threshold=0.5)
+    first = cache.admit(tokens(BLOCK), tokens(BLOCK))
+    cache.fuse()
+    cache.append(first, tokens(BLOCK), tokens(BLOCK))
+    assert cache.fuse().kept == 1
+    assert cache.layer().table.entries.tolist() == [[0, 1]]
+    cache.admit(tokens(BLOCK), tokens(BLOCK))
+    cache.fuse()
+    assert cache.layer().table.entries.tolist() == [[0, 0], [0, -1]]
+    cache.append(first, tokens(BLOCK), tokens(BLOCK))
+    (one,) = cache.fuse().absorbed
+    assert (one.request, one.block, one.exact) == (first, 2, True)
