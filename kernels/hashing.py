@@ -15,7 +15,7 @@ MOST_BITS = 30
 
 _MOST_TABLES = 4096
 
-# Work of the parts of a search in multiply-adds of a matrix product, measured once on a CPU. They steer the
+# Work of the parts of a search in multiply-adds of a matrix product, as seen on a CPU. They steer the
 # choice of bits alone; the recall does not depend on them.
 _PER_KEY = 10_000  # packing the bits of a block's key in one table, and sorting it
 _PER_PAIR = 1_000  # listing a candidate pair
