@@ -465,3 +465,10 @@ def test_a_request_shares_its_own_bytes_once_another_has_brought_them() -> None:
     cache.append(first, tokens(BLOCK), tokens(BLOCK))
     (one,) = cache.fuse().absorbed
     assert (one.request, one.block, one.exact) == (first, 2, True)
+
+
+def test_equal_keys_with_other_values_are_no_duplicates() -> None:
+    cache = resident(threshold=1.0)
+    cache.admit(tokens(BLOCK), tokens(BLOCK))
+    cache.admit(tokens(BLOCK), tokens(BLOCK, 1))
+    assert cache.fuse().kept == 2
