@@ -143,6 +143,7 @@ def compare(
     runtime: Runtime | None = None,
     progress: Progress | None = None,
     command: list[str] | None = None,
+    jobs: int = 1,
 ) -> Record:
     """Fit every predictor on half of each capture's requests and compare it with fusion of the others.
 
@@ -152,6 +153,8 @@ def compare(
         runtime: from ``runtime_for``; the CPU path where None.
         progress: called after every layer.
         command: what the record names as the command that made it; this process's own where None.
+        jobs: layers compared at a time, each in a process of its own where more than one; the record is the
+            same.
 
     Returns:
         A record of schema ``SCHEMA``: a row for every workload, layer, variant, criterion, threshold and
@@ -159,30 +162,44 @@ def compare(
         of the row's layer, ``cache_compression_*`` is that of the whole cache with all layers of the plan
         fused like this, table entries, scales and layers left alone counted (the same in every layer's row).
 
-    Raises InputError where the captures do not fit each other or the plan.
+    Raises InputError where the captures do not fit each other or the plan, or for ``jobs`` below 1.
     """
+    from joblib import Parallel, delayed
+
     plan = Plan() if plan is None else plan
+    if jobs < 1:
+        raise InputError("jobs", jobs, "must be at least 1")
     where = runtime_for("cpu") if runtime is None else runtime
     _check_captures(captures)
-    jobs = [(capture, split_requests(capture.manifest, plan.seed)) for capture in captures]
+    splits = [split_requests(capture.manifest, plan.seed) for capture in captures]
     layers = [_layers_of(capture.manifest, plan) for capture in captures]
-    total, done = sum(len(chosen) for chosen in layers), 0
-    rows: list[dict[str, Any]] = []
-    for (capture, split), chosen in zip(jobs, layers, strict=True):
-        cells = []
-        for layer in chosen:
-            cells.extend(_compare_layer(capture, split, layer, plan, where))
-            done += 1
-            if progress is not None:
-                progress(done, total, f"{capture.manifest.workload}, layer {layer}")
-        rows.extend(_rows(capture.manifest, split, len(chosen), cells, plan, where))
+    work = [
+        (capture, split, layer)
+        for capture, split, chosen in zip(captures, splits, layers, strict=True)
+        for layer in chosen
+    ]
+    results = Parallel(n_jobs=min(jobs, len(work)), return_as="generator")(
+        delayed(_compare_layer)(capture, split, layer, plan, where) for capture, split, layer in work
+    )
+    cells: dict[str, list[_Cell]] = {capture.manifest.workload: [] for capture in captures}
+    for done, ((capture, _, layer), found) in enumerate(zip(work, results, strict=True), start=1):
+        cells[capture.manifest.workload] += found
+        if progress is not None:
+            progress(done, len(work), f"{capture.manifest.workload}, layer {layer}")
+    rows = [
+        row
+        for capture, split, chosen in zip(captures, splits, layers, strict=True)
+        for row in _rows(capture.manifest, split, len(chosen), cells[capture.manifest.workload], plan, where)
+    ]
     return Record(
         schema=SCHEMA,
         provenance=provenance(
             command,
             seed=plan.seed,
             scale=plan.scale,
-            captures=[_describe(capture.manifest, split) for capture, split in jobs],
+            captures=[
+                _describe(capture.manifest, split) for capture, split in zip(captures, splits, strict=True)
+            ],
         ),
         rows=rows,
         summary=summarise(rows),

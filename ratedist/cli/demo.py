@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -70,7 +71,12 @@ def demo(
     # The products of one such layer are small: a second thread would wait more than it computes.
     torch.set_num_threads(1)
     with progress_bar("comparing") as progress:
-        record = compare(captures, Plan(variants=("leader", "tree"), seed=seed), progress=progress)
+        record = compare(
+            captures,
+            Plan(variants=("leader", "tree"), seed=seed),
+            progress=progress,
+            jobs=os.cpu_count() or 1,
+        )
     note(f"compared predictions with fusion of {record.rows[0]['requests']} unseen requests per workload")
     with progress_bar("checking kernels") as progress:
         checks = agreements(captures, kernels, seed=seed, progress=progress)

@@ -59,6 +59,9 @@ def validate(
         ),
     ] = None,
     scale: Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")] = "own-norm",
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="Layers at a time, each in its own process; the record is the same.")
+    ] = 1,
     seed: Seed = 0,
     out: Out = None,
     force: Force = False,
@@ -99,7 +102,7 @@ def validate(
     if out is not None:
         claim_folder(out, force=force)
     with progress_bar("validating") as progress:
-        record = compare(captures, plan, runtime=runtime, progress=progress)
+        record = compare(captures, plan, runtime=runtime, progress=progress, jobs=jobs)
     if out is not None:
         _write(record, out)
     if json:

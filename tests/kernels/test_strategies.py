@@ -9,7 +9,7 @@ from strategies import byte_groups, decided, full_blocks, layers, score_matrix
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import PagedLayer
 
-DRAWN = 80
+DRAWN = 240
 
 
 def drawn(**options: bool) -> list[PagedLayer]:

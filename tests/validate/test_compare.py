@@ -271,3 +271,13 @@ def test_backends_measure_the_same(make_capture, backend: str) -> None:
         assert row["interpreted"] == (backend == "triton" and not torch.cuda.is_available())
         assert row["kept_measured"] == other["kept_measured"]
         assert row["v_error_measured"] == pytest.approx(other["v_error_measured"], rel=1e-4)
+
+
+def test_processes_of_their_own_give_the_same_record(make_capture) -> None:
+    capture = make_capture()
+    plan = Plan(thresholds=(0.6, 0.8), layers=(1, 2))
+    alone, shared = (compare([capture], plan, command=["test"], jobs=jobs) for jobs in (1, 2))
+    assert alone.rows == shared.rows
+    assert alone.summary == shared.summary
+    with pytest.raises(InputError, match="jobs = 0: must be at least 1"):
+        compare([capture], plan, jobs=0)
