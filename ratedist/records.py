@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import sys
-import tempfile
+import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -77,13 +77,14 @@ def provenance(command: list[str] | None = None, **extra: Any) -> dict[str, Any]
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` under a temporary name in the same folder, then rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not tempfile: its files are closed to everybody else, and the rename would keep them so.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

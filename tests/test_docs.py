@@ -144,7 +144,7 @@ def test_links_resolve(path: Path) -> None:
     for link in LINK.findall(path.read_text(encoding="utf-8")):
         file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
-        anchors = HEADING.findall(target.read_text(encoding="utf-8")) if target.is_file() else []
+        anchors = HEADING.findall(target.read_text(encoding="utf-8")) if anchor and target.is_file() else []
         if not target.exists() or (anchor and anchor not in map(slug, anchors)):
             broken.append(link)
     assert not broken, "\n".join(broken)
