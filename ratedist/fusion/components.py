@@ -30,6 +30,7 @@ IntArray = NDArray[np.int64]
 # Up to this many blocks the sums over component sizes are exact.
 _EXACT = 256
 _SMALL = 192
+_CERTAIN = 1 - 1e-12  # the logarithm of its complement is still finite
 _ITERATIONS = 400  # slow only just above one exceedance per block
 
 
@@ -70,10 +71,10 @@ def components(
     pairs = n * (n - 1) / 2
     across = pairs - float((lengths * (lengths - 1) / 2).sum())
     chance = np.clip(law.sf(tau), 0.0, 1.0) * (across / pairs if pairs else 0.0)
-    chance = np.minimum(chance, 1 - 1e-12)
+    chance = np.minimum(chance, _CERTAIN)
     mean, variance = _exact(n, chance) if n <= _EXACT else _limits(n, chance)
     if lengths.size > 1:
-        mean = mean + _leading_by_unit(lengths, np.clip(law.sf(tau), 0.0, 1 - 1e-12)) - _leading(n, chance)[0]
+        mean = mean + _leading_by_unit(lengths, np.clip(law.sf(tau), 0.0, _CERTAIN)) - _leading(n, chance)[0]
     mean = np.clip(mean, 1.0, n)
     std = np.sqrt(np.maximum(variance, 0.0))
     band = prediction_band(mean, std, low=1.0, high=float(n))
@@ -93,7 +94,7 @@ def _outside(n: int, chance: FloatArray) -> FloatArray:
 def _limits(n: int, chance: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The terms that grow with n; the rest of the mean, of order 1, is that of a small batch alike."""
     mean, variance = _leading(n, chance)
-    small = -np.expm1(np.log1p(-chance) * ((n - 1) / (_SMALL - 1)))
+    small = np.minimum(-np.expm1(np.log1p(-chance) * ((n - 1) / (_SMALL - 1))), _CERTAIN)
     return mean + _exact(_SMALL, small, spread=False)[0] - _leading(_SMALL, small)[0], variance
 
 
