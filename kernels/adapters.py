@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
-from ratedist.kernels.materialise import materialise_scales
+from ratedist.kernels.materialise import materialise
 
 __all__ = [
     "SCALE_EXPORTS",
@@ -134,6 +134,15 @@ def resolve_scales(
         raise InputError("scales", scales, f"must be one of {', '.join(SCALE_EXPORTS)}")
     if isinstance(layer, PagedLayer):
         return layer, None, None
+    if layer.reading is not None:
+        if scales == "materialise":
+            return materialise(layer), None, None
+        raise InputError(
+            "scales",
+            scales,
+            "the layer was fused with rotary positions or means taken away, which no engine puts back: "
+            "export with scales='materialise' (such blocks are written out and share no longer)",
+        )
     used = used_entries(layer.table)
     scaled = int((used & ((layer.k_scale != 1) | (layer.v_scale != 1))).sum())
     if scaled == 0:
@@ -147,7 +156,7 @@ def resolve_scales(
             "longer) or scales='separate' (returned as tensors, for a kernel that multiplies by them)",
         )
     if scales == "materialise":
-        return materialise_scales(layer), None, None
+        return materialise(layer), None, None
     ones = torch.ones_like(layer.k_scale)
     return layer, torch.where(used, layer.k_scale, ones), torch.where(used, layer.v_scale, ones)
 

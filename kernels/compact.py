@@ -39,10 +39,15 @@ def compact(layer: FusedLayer) -> FusedLayer:
         table=BlockTable(entries, table.lengths, table.domains, table.block_size),
         k_scale=layer.k_scale,
         v_scale=layer.v_scale,
+        reading=layer.reading,
     )
 
 
 def pool_bytes(layer: FusedLayer) -> int:
-    """Bytes of the pool's keys and values, of the block table and of the scales."""
-    tensors = (layer.k, layer.v, layer.table.entries, layer.k_scale, layer.v_scale)
+    """Bytes of the pool's keys and values, of the block table and of all that reading it takes."""
+    tensors = [layer.k, layer.v, layer.table.entries, layer.k_scale, layer.v_scale]
+    if layer.reading is not None:
+        tensors += [] if layer.reading.shift is None else [layer.reading.shift]
+        means = layer.reading.means
+        tensors += [] if means is None else [means.k, means.v, means.add, means.subtract]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -67,6 +67,13 @@ def fuse(
     """
     if not isinstance(layer, PagedLayer | FusedLayer):
         raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")
+    if isinstance(layer, FusedLayer) and layer.reading is not None:
+        raise InputError(
+            "layer",
+            "a FusedLayer with a reading",
+            "was fused with rotary positions or means taken away, so its blocks are not what is stored: fuse "
+            "the layer before that fusion, or what materialise (ratedist.kernels.materialise) makes of it",
+        )
     threshold = check_options(threshold, variant, criterion, scale)
     chosen = choose_backend(backend, layer.k.device, BACKENDS)
     if chosen == "reference":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
+from ratedist.kernels.reading import Reading
 
 __all__ = ["UNUSED", "BlockTable", "FusedLayer", "PagedLayer"]
 
@@ -122,7 +123,8 @@ class FusedLayer:
     """One layer after fusion: entries of the block table alias shared physical blocks.
 
     Reading logical block b of request i gives ``k_scale[i, b] * k[table.entries[i, b]]``, and the same
-    for values. Blocks that took part in no fusion have scale exactly 1.
+    for values; with a ``reading``, keys are turned and means exchanged on top of that. Blocks that took
+    part in no fusion have scale exactly 1 and are read as they are stored.
 
     Attributes:
         k: (blocks, block_size, kv_heads, head_dim) representatives; also the blocks that were not candidates.
@@ -130,6 +132,7 @@ class FusedLayer:
         table: block table with aliased entries.
         k_scale: (requests, max_blocks) float32.
         v_scale: (requests, max_blocks) float32.
+        reading: rotary shifts and means; None where fusion used neither.
     """
 
     k: Tensor
@@ -137,6 +140,7 @@ class FusedLayer:
     table: BlockTable
     k_scale: Tensor
     v_scale: Tensor
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         _check_pool(self.k, self.v, self.table)
@@ -150,6 +154,8 @@ class FusedLayer:
                 )
             if scale.device != self.k.device:
                 raise InputError(name, str(scale.device), f"must be on {self.k.device} like the keys")
+        if self.reading is not None:
+            self.reading.check(self.k, self.table.entries)
 
 
 def _check_pool(k: Tensor, v: Tensor, table: BlockTable) -> None:

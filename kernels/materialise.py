@@ -1,43 +1,54 @@
-"""Fused layers without scales, for engines that read a block as it is stored."""
+"""Fused layers that are read as they are stored, for engines that know neither scales nor rotary shifts."""
 
 from __future__ import annotations
 
 import torch
 
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer
-from ratedist.kernels.restore import restore_blocks
+from ratedist.kernels.restore import read_blocks
 
-__all__ = ["materialise_scales"]
+__all__ = ["materialise"]
 
 
-def materialise_scales(layer: FusedLayer) -> FusedLayer:
-    """The same layer with every scale 1: scaled blocks are written out, in a new pool in order of first use.
+def materialise(layer: FusedLayer) -> FusedLayer:
+    """The same layer with every scale 1 and no ``reading``: blocks are written out as they are read.
 
-    Entries with scales of exactly 1 go on sharing; of the others, those share that read the same block
-    with the same scales. This gives back much of what fusion saved: count the blocks of the result. A
-    scaled block is rounded to the pool's dtype, so in float32 it reads bit-identically.
+    The new pool is in order of first use. Logical blocks go on sharing that read one physical block in the
+    same way (equal scales, rotary shift and means); an entry with scale 1, shift 0 and no mean keeps its
+    bits. This gives back much of what fusion saved: count the blocks of the result. What is written is
+    rounded to the pool's dtype, so in float32 it reads bit-identically.
 
     Args:
         layer: a fused layer; it is not changed. Scales beyond the end of a request are not looked at.
     """
     table = layer.table
-    used = torch.arange(table.entries.shape[1], device=layer.k.device) < table.used_blocks[:, None]
+    used = (
+        torch.arange(table.entries.shape[1], device=layer.k.device) < table.used_blocks[:, None]
+    ).flatten()
+    logical = torch.nonzero(used).flatten()
+    columns = [
+        table.entries.flatten()[logical].long(),
+        *(_bits(scale.flatten()[logical]) for scale in (layer.k_scale, layer.v_scale)),
+    ]
+    if layer.reading is not None:
+        means = layer.reading.means
+        tables = (layer.reading.shift, *((means.add, means.subtract) if means is not None else ()))
+        columns += [table.flatten()[logical].long() for table in tables if table is not None]
+    new: dict[tuple[int, ...], int] = {}
+    position = [
+        new.setdefault(key, len(new)) for key in zip(*(column.tolist() for column in columns), strict=True)
+    ]
     entries = torch.full_like(table.entries, UNUSED)
-    new: dict[tuple[int, float, float], int] = {}
-    read = zip(
-        table.entries[used].tolist(), layer.k_scale[used].tolist(), layer.v_scale[used].tolist(), strict=True
-    )
-    entries[used] = torch.tensor(
-        [new.setdefault(key, len(new)) for key in read], dtype=torch.int32, device=layer.k.device
-    )
+    entries.view(-1)[logical] = torch.tensor(position, dtype=torch.int32, device=layer.k.device)
+    first = {}
+    for index, target in enumerate(position):
+        first.setdefault(target, index)
     pools = []
-    for pool, part in ((layer.k, 1), (layer.v, 2)):
+    for part, pool in (("k", layer.k), ("v", layer.v)):
         written = pool.new_empty(len(new), *pool.shape[1:])
-        for position, key in enumerate(new):
-            source = torch.tensor([key[0]], device=pool.device)
-            scale = torch.tensor([key[part]], dtype=torch.float32, device=pool.device)
-            # A block of scale 1 keeps its bits: float32 holds every value of the other dtypes.
-            written[position] = restore_blocks(pool, source, scale)[0].to(pool.dtype)
+        for target, index in first.items():
+            # A block that is read as stored keeps its bits: float32 holds every value of the other dtypes.
+            written[target] = read_blocks(layer, part, logical[index : index + 1])[0].to(pool.dtype)
         pools.append(written)
     ones = torch.ones(table.entries.shape, dtype=torch.float32, device=layer.k.device)
     return FusedLayer(
@@ -47,3 +58,7 @@ def materialise_scales(layer: FusedLayer) -> FusedLayer:
         k_scale=ones,
         v_scale=ones.clone(),
     )
+
+
+def _bits(scale: torch.Tensor) -> torch.Tensor:
+    return scale.contiguous().view(torch.int32).long()

@@ -8,8 +8,47 @@ from torch import Tensor
 from ratedist.errors import InputError
 from ratedist.kernels.chunks import blocks_per_chunk
 from ratedist.kernels.layout import FusedLayer, PagedLayer
+from ratedist.kernels.rotary import rotate
 
-__all__ = ["block_errors", "restore_blocks"]
+__all__ = ["block_errors", "read_blocks", "restore_blocks"]
+
+
+def read_blocks(layer: PagedLayer | FusedLayer, part: str, logical: Tensor) -> Tensor:
+    """(n, block_size, kv_heads, head_dim) float32: logical blocks as attention reads them.
+
+    The definition of reading for every implementation: scales, rotary shifts and means included, see
+    ``FusedLayer`` and ``ratedist.kernels.reading.Reading``. Blocks with scale 1, shift 0 and no mean are
+    the stored values, bit for bit.
+
+    Args:
+        layer: the cache.
+        part: "k" or "v".
+        logical: (n,) int64 flat logical indices, request * max_blocks + block, within the requests' lengths.
+
+    Test: tests/kernels/test_reading.py::test_every_block_is_read_as_the_formula_says.
+    """
+    pool: Tensor = getattr(layer, part)
+    entries = layer.table.entries.flatten()[logical]
+    if isinstance(layer, PagedLayer):
+        return pool.index_select(0, entries.long()).float()
+    scale: Tensor = getattr(layer, f"{part}_scale").flatten()[logical]
+    reading = layer.reading
+    if reading is None:
+        return restore_blocks(pool, entries, scale)
+    block = pool.index_select(0, entries.long()).float()
+    if part == "k" and reading.shift is not None and reading.rotary is not None:
+        shift = reading.shift.flatten()[logical]
+        turned = torch.nonzero(shift).flatten()
+        block[turned] = rotate(block[turned], shift[turned], reading.rotary)
+    if reading.means is None:
+        return block.mul_(scale[:, None, None, None])
+    means: Tensor = getattr(reading.means, part)
+    add, subtract = (index.flatten()[logical].long() for index in (reading.means.add, reading.means.subtract))
+    centred = torch.nonzero(add >= 0).flatten()
+    block[centred] -= means.index_select(0, subtract[centred]).float()
+    block.mul_(scale[:, None, None, None])
+    block[centred] += means.index_select(0, add[centred]).float()
+    return block
 
 
 def restore_blocks(pool: Tensor, entries: Tensor, scale: Tensor) -> Tensor:
@@ -58,20 +97,16 @@ def block_errors(original: PagedLayer, fused: FusedLayer) -> tuple[Tensor, Tenso
     used = torch.nonzero((torch.arange(max_blocks, device=device) < table.used_blocks[:, None]).flatten())
     logical = used.flatten()
     tokens = table.lengths[logical // max(1, max_blocks)] - logical % max(1, max_blocks) * table.block_size
-    before, after = table.entries.flatten()[logical].long(), fused.table.entries.flatten()[logical].long()
 
     results = []
     step = blocks_per_chunk(original.k)
-    for pool, fused_pool, scale in (
-        (original.k, fused.k, fused.k_scale),
-        (original.v, fused.v, fused.v_scale),
-    ):
+    for part in ("k", "v"):
         errors = torch.zeros(requests * max_blocks, dtype=torch.float32, device=device)
         for start in range(0, len(logical), step):
             chunk = slice(start, start + step)
             written = torch.arange(table.block_size, device=device) < tokens[chunk, None]
-            expected = pool.index_select(0, before[chunk]).float()
-            restored = restore_blocks(fused_pool, after[chunk], scale.flatten()[logical[chunk]])
+            expected = read_blocks(original, part, logical[chunk])
+            restored = read_blocks(fused, part, logical[chunk])
             # Selected, not multiplied: what lies beyond the length may be NaN.
             expected = torch.where(written[:, :, None, None], expected, 0.0).flatten(1)
             restored = torch.where(written[:, :, None, None], restored, 0.0).flatten(1)

@@ -24,7 +24,7 @@ from ratedist.kernels.flashinfer_adapter import (
 )
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import FusedLayer, PagedLayer
-from ratedist.kernels.materialise import materialise_scales
+from ratedist.kernels.materialise import materialise
 from ratedist.kernels.restore import restore_blocks
 from ratedist.kernels.vllm_adapter import VLLM_LAYOUTS, VllmCache, from_vllm, to_vllm
 
@@ -182,13 +182,13 @@ def test_materialising_shares_what_reads_the_same() -> None:
     k_scale[1, 0] = k_scale[2, 0] = 0.5
     v_scale[2, 0] = 2.0
     fused = FusedLayer(k, -k, replace(layer.table, entries=entries), k_scale, v_scale)
-    plain = materialise_scales(fused)
+    plain = materialise(fused)
     assert plain.table.entries.tolist() == [[0, 0, -1, -1], [1, 2, -1, -1], [3, -1, -1, -1]]
     assert torch.equal(plain.k, torch.stack([k[3], 0.5 * k[3], k[5], 0.5 * k[3]]))
     assert torch.equal(plain.v, -torch.stack([k[3], k[3], k[5], 2 * k[3]]))
     assert torch.equal(plain.k_scale, ones)
     # With nothing scaled, what was shared still is.
-    assert materialise_scales(one_scales(fused)).k.shape[0] == 2
+    assert materialise(one_scales(fused)).k.shape[0] == 2
 
 
 def test_layouts_by_hand() -> None:
@@ -407,7 +407,7 @@ def test_flashinfer_caches_that_are_refused() -> None:
 def test_a_cache_in_place_that_uses_the_null_block_is_copied() -> None:
     """FlashInfer's single tensor is vLLM's blocks-first one, but FlashInfer hands page 0 out."""
     layer = one_scales(make_layer([9, 4], block_size=4))  # type: ignore[arg-type]
-    paged = back_from_flashinfer(to_flashinfer(materialise_scales(layer)))
+    paged = back_from_flashinfer(to_flashinfer(materialise(layer)))
     assert (paged.table.entries == 0).any()
     exported = to_vllm(paged, layout="blocks-first")
     assert exported.copied
