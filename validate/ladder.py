@@ -99,9 +99,8 @@ def law_ladder(
 ) -> Record:
     """Rungs 1 to 3 for a law that is known, and a model whose blocks follow it.
 
-    Rung 1 is the plain recursion: the hard core of dense fusion is the gap between rungs 2 and 3. Where the
-    law
-    has a hard core of its own (spherical), each row of rung 1 holds what it predicts as
+    Rung 1 is the plain recursion: the hard core of dense fusion is the gap between rungs 2 and 3. Where
+    the law has a hard core of its own (spherical), each row of rung 1 holds what it predicts as
     ``kept_with_hard_core``.
 
     Args:
