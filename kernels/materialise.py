@@ -40,7 +40,7 @@ def materialise(layer: FusedLayer) -> FusedLayer:
     ]
     entries = torch.full_like(table.entries, UNUSED)
     entries.view(-1)[logical] = torch.tensor(position, dtype=torch.int32, device=layer.k.device)
-    first = {}
+    first: dict[int, int] = {}
     for index, target in enumerate(position):
         first.setdefault(target, index)
     pools = []
