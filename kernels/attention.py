@@ -1,4 +1,4 @@
-"""Attention of one new token per request over a paged cache, fused or not: the public operation.
+"""Attention over a paged cache, fused or not: the public operations, for decoding and for prefill in chunks.
 
 Three implementations: a reference in plain torch that follows the definition, a vectorised torch path
 that runs on any device, and a Triton kernel. None of the first two needs Triton.
@@ -12,15 +12,86 @@ import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
+from ratedist.kernels._attention_torch import attention_vectorised
+from ratedist.kernels.attention_reference import attention_reference
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.triton_support import choose_backend
 
-__all__ = ["BACKENDS", "decode_reference", "paged_decode_attention"]
+__all__ = ["BACKENDS", "paged_attention", "paged_decode_attention"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
-_WORKING_SCALARS = 1 << 22
-"""Restored scalars of keys, and as many of values, that the vectorised path holds at once."""
+
+def paged_attention(
+    q: Tensor,
+    layer: PagedLayer | FusedLayer,
+    query_lengths: Tensor | None = None,
+    *,
+    softmax_scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend causally with the last tokens of every request to the tokens that the cache holds of it.
+
+    The queries of a request are its last tokens, whose keys and values are in the cache already. With K
+    and V read as ``FusedLayer`` says, s = softmax_scale · q Kᵀ, or softcap · tanh(s / softcap) of it, and
+    Z = Σ exp(s), + exp(sinks[head]) where there are sinks: out = Σ exp(s) V / Z and lse = ln Z, for every
+    query and query head. Query head j reads KV head j // (query_heads / kv_heads). Sums and the softmax are
+    in float32 whatever the dtype; ``out`` is rounded to the dtype of q once, at the end. With ``lse``,
+    results over disjoint parts of a sequence can be merged.
+
+    A request that took part in no fusion gets the same bits from the fused and the unfused cache, on
+    one backend and device.
+
+    Args:
+        q: (queries, query_heads, head_dim), with the dtype and device of the cache: the queries of
+            request 0 in the order of their positions, then those of request 1, …
+        layer: the cache; ``layer.table.lengths`` counts the queries' own tokens, may hold zeros and differ
+            between requests.
+        query_lengths: (requests,) int64 on the same device; queries per request, each at most the request's
+            length. None for one per request (decoding), where a request may be empty.
+        softmax_scale: factor of the scores; 1/√head_dim by default.
+        window: tokens that a query attends to, its own included; None for all before it.
+        softcap: bound of the scores' absolute value; None for none.
+        sinks: (query_heads,) floating point logits of one more token per head, whose value is 0; None for
+            none.
+        backend: "auto" (Triton on a GPU, else "cpu"), "reference", "cpu" (vectorised torch, on any device)
+            or "triton". Compiled, the kernel takes head dimensions that are multiples of 8 up to 256.
+
+    Returns:
+        out: (queries, query_heads, head_dim) in the dtype of q; 0 for a request of length zero.
+        lse: (queries, query_heads) float32, natural logarithm; for a request of length zero the sink, or
+            -inf where there is none.
+
+    Raises:
+        InputError: arguments that do not fit each other, an unknown backend, one that cannot run here, or
+            a head dimension or layout that the kernel cannot read.
+    """
+    _check_query(q, layer)
+    counts = _check_query_lengths(q, layer, query_lengths)
+    if softmax_scale is None:
+        softmax_scale = 1 / math.sqrt(layer.k.shape[3])
+    elif not _is_finite_number(softmax_scale):
+        raise InputError("softmax_scale", softmax_scale, "must be a finite number")
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise InputError("window", window, "must be a whole number of tokens, at least 1, or None for all")
+    if softcap is not None and not (_is_finite_number(softcap) and softcap > 0):
+        raise InputError("softcap", softcap, "must be a finite number above 0, or None for no bound")
+    if sinks is not None:
+        _check_sinks(sinks, q)
+
+    chosen = choose_backend(backend, q.device, BACKENDS)
+    if chosen == "triton":
+        if query_lengths is not None or window is not None or softcap is not None or sinks is not None:
+            raise InputError("backend", backend, "decodes without window, softcap and sinks; use 'cpu'")
+        # Imported on demand: Triton exists on some platforms only.
+        from ratedist.kernels._attention_triton import decode
+
+        return decode(q, layer, float(softmax_scale))
+    attend = attention_reference if chosen == "reference" else attention_vectorised
+    return attend(q, layer, counts, float(softmax_scale), window=window, softcap=softcap, sinks=sinks)
 
 
 def paged_decode_attention(
@@ -28,43 +99,37 @@ def paged_decode_attention(
     layer: PagedLayer | FusedLayer,
     *,
     softmax_scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Attend with one query token per request to all tokens that the cache holds of that request.
+    """``paged_attention`` with one query per request, its last token.
 
-    With K = k_scale · k and V = v_scale · v read through the block table, s = softmax_scale · q Kᵀ and
-    w = softmax(s): out = w V and lse = log Σ exp(s), for every query head. Query head j reads KV head
-    j // (query_heads / kv_heads). Sums and the softmax are in float32 whatever the dtype; ``out`` is rounded
-    to the dtype of q once, at the end. With ``lse``, results over disjoint parts of a sequence can be merged.
-
-    A request that took part in no fusion gets the same bits from the fused and the unfused cache, on
-    one backend and device.
-
-    Args:
-        q: (requests, query_heads, head_dim), with the dtype and device of the cache.
-        layer: the cache; ``layer.table.lengths`` may hold zeros and differ between requests.
-        softmax_scale: factor of the scores; 1/√head_dim by default.
-        backend: "auto" (Triton on a GPU, else "cpu"), "reference", "cpu" (vectorised torch, on any device)
-            or "triton". Compiled, the kernel takes head dimensions that are multiples of 8 up to 256.
-
-    Returns:
-        out: (requests, query_heads, head_dim) in the dtype of q; 0 for a request of length zero.
-        lse: (requests, query_heads) float32, natural logarithm; -inf for a request of length zero.
-
-    Raises:
-        InputError: arguments that do not fit each other, an unknown backend, one that cannot run here, or
-            a head dimension or layout that the kernel cannot read.
+    Args: as there, q (requests, query_heads, head_dim).
     """
+    return paged_attention(
+        q,
+        layer,
+        softmax_scale=softmax_scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        backend=backend,
+    )
+
+
+def _is_finite_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_query(q: Tensor, layer: PagedLayer | FusedLayer) -> None:
     if not isinstance(layer, PagedLayer | FusedLayer):
         raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")
     if not isinstance(q, Tensor) or q.ndim != 3:
         shape = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
-        raise InputError("q", shape, "must have shape (requests, query_heads, head_dim)")
+        raise InputError("q", shape, "must have shape (queries, query_heads, head_dim)")
     kv_heads, head_dim = layer.k.shape[2:]
-    if q.shape[0] != layer.table.requests:
-        raise InputError(
-            "q", tuple(q.shape), f"must hold one row for each of {layer.table.requests} requests"
-        )
     if head_dim == 0 or q.shape[2] != head_dim:
         raise InputError("q", tuple(q.shape), f"must have the cache's head_dim, {head_dim}, at least 1")
     if kv_heads == 0 or q.shape[1] == 0 or q.shape[1] % kv_heads:
@@ -75,97 +140,57 @@ def paged_decode_attention(
         raise InputError("q", str(q.dtype), f"must have the dtype of the cache, {layer.k.dtype}")
     if q.device != layer.k.device:
         raise InputError("q", str(q.device), f"must be on {layer.k.device} like the cache")
-    if softmax_scale is None:
-        softmax_scale = 1 / math.sqrt(head_dim)
-    elif (
-        isinstance(softmax_scale, bool)
-        or not isinstance(softmax_scale, int | float)
-        or not math.isfinite(softmax_scale)
-    ):
-        raise InputError("softmax_scale", softmax_scale, "must be a finite number")
-
-    chosen = choose_backend(backend, q.device, BACKENDS)
-    if chosen == "reference":
-        return decode_reference(q, layer, float(softmax_scale))
-    if chosen == "triton":
-        # Imported on demand: Triton exists on some platforms only.
-        from ratedist.kernels._attention_triton import decode
-
-        return decode(q, layer, float(softmax_scale))
-    return _decode_vectorised(q, layer, float(softmax_scale))
 
 
-def decode_reference(
-    q: Tensor, layer: PagedLayer | FusedLayer, softmax_scale: float
-) -> tuple[Tensor, Tensor]:
-    """The definition in float32, request by request and head by head; see ``paged_decode_attention``."""
-    block_size, kv_heads = layer.k.shape[1:3]
-    group = q.shape[1] // kv_heads
-    out = torch.zeros_like(q)
-    lse = torch.full(q.shape[:2], -math.inf, dtype=torch.float32, device=q.device)
-    for request, length in enumerate(layer.table.lengths.tolist()):
-        if length == 0:
-            continue
-        keys, values = [], []
-        for block in range(-(-length // block_size)):
-            physical = layer.table.entries[request, block]
-            key, value = layer.k[physical].float(), layer.v[physical].float()
-            if isinstance(layer, FusedLayer):
-                key = key * layer.k_scale[request, block]
-                value = value * layer.v_scale[request, block]
-            keys.append(key)
-            values.append(value)
-        # (tokens, kv_heads, head_dim)
-        k, v = torch.cat(keys)[:length], torch.cat(values)[:length]
-        for head in range(q.shape[1]):
-            scores = softmax_scale * (k[:, head // group] @ q[request, head].float())
-            lse[request, head] = torch.logsumexp(scores, 0)
-            out[request, head] = (torch.softmax(scores, 0) @ v[:, head // group]).to(q.dtype)
-    return out, lse
-
-
-def _decode_vectorised(
-    q: Tensor, layer: PagedLayer | FusedLayer, softmax_scale: float
-) -> tuple[Tensor, Tensor]:
-    """As ``decode_reference``, over as many requests at once as the working memory takes."""
-    requests, query_heads, head_dim = q.shape
-    block_size, kv_heads = layer.k.shape[1:3]
-    out = torch.empty_like(q)
-    lse = torch.empty((requests, query_heads), dtype=torch.float32, device=q.device)
+def _check_query_lengths(q: Tensor, layer: PagedLayer | FusedLayer, query_lengths: Tensor | None) -> Tensor:
+    """(requests,) queries of each request."""
     lengths = layer.table.lengths
-    # Padded to the longest of a chunk, which depends on the lengths alone: the shapes of the products,
-    # and with them the bits of the results, are those of the unfused cache.
-    room = max(1, int(lengths.max())) if requests else 1
-    chunk = max(1, _WORKING_SCALARS // (room * kv_heads * head_dim))
-    for first in range(0, requests, chunk):
-        part = slice(first, min(first + chunk, requests))
-        blocks = int(layer.table.used_blocks[part].max())
-        exists = torch.arange(blocks * block_size, device=q.device) < lengths[part, None]
-        # (chunk, kv_heads, tokens, head_dim)
-        k = _restore(layer, "k", part, blocks, exists)
-        v = _restore(layer, "v", part, blocks, exists)
-        # (chunk, kv_heads, group, head_dim)
-        query = q[part].float().view(-1, kv_heads, query_heads // kv_heads, head_dim)
-        scores = (query @ k.transpose(2, 3)).mul_(softmax_scale)
-        scores.masked_fill_(~exists[:, None, None, :], -math.inf)
-        log_sum = torch.logsumexp(scores, dim=3)
-        # exp(-inf - -inf) of an empty request is NaN: subtract 0 there, and all its weights are 0.
-        weights = scores.sub_(log_sum.masked_fill(log_sum == -math.inf, 0.0)[..., None]).exp_()
-        out[part] = (weights @ v).view(-1, query_heads, head_dim).to(q.dtype)
-        lse[part] = log_sum.view(-1, query_heads)
-    return out, lse
+    if query_lengths is None:
+        if q.shape[0] != len(lengths):
+            raise InputError(
+                "q",
+                tuple(q.shape),
+                f"must hold one row for each of {len(lengths)} requests where query_lengths is not given",
+            )
+        return torch.ones_like(lengths)
+    if (
+        not isinstance(query_lengths, Tensor)
+        or query_lengths.dtype != torch.int64
+        or query_lengths.shape != lengths.shape
+    ):
+        shown = (
+            f"{query_lengths.dtype} of shape {tuple(query_lengths.shape)}"
+            if isinstance(query_lengths, Tensor)
+            else type(query_lengths).__name__
+        )
+        raise InputError("query_lengths", shown, f"must be int64 of shape ({len(lengths)},), or None")
+    if query_lengths.device != lengths.device:
+        raise InputError(
+            "query_lengths", str(query_lengths.device), f"must be on {lengths.device} like the block table"
+        )
+    outside = (query_lengths < 0) | (query_lengths > lengths)
+    if bool(outside.any()):
+        request = int(outside.int().argmax())
+        raise InputError(
+            "query_lengths",
+            int(query_lengths[request]),
+            f"must be between 0 and the length of request {request}, {int(lengths[request])}, which counts "
+            "the queries' own tokens",
+        )
+    if int(query_lengths.sum()) != q.shape[0]:
+        raise InputError(
+            "query_lengths", int(query_lengths.sum()), f"must add up to the {q.shape[0]} rows of q"
+        )
+    return query_lengths
 
 
-def _restore(layer: PagedLayer | FusedLayer, which: str, part: slice, blocks: int, exists: Tensor) -> Tensor:
-    """(requests, kv_heads, tokens, head_dim) float32 keys or values as they are read, 0 beyond the end."""
-    pool: Tensor = getattr(layer, which)
-    # Entries beyond the end name no block; what is read for them is overwritten below.
-    entries = layer.table.entries[part, :blocks].clamp(min=0).long()
-    restored = pool[entries].float()  # a copy of its own, to be changed in place
-    if isinstance(layer, FusedLayer):
-        scale: Tensor = getattr(layer, f"{which}_scale")
-        restored.mul_(scale[part, :blocks, None, None, None])
-    restored = restored.flatten(1, 2)
-    # Blocks beyond a request's end may hold anything, and 0 times NaN is NaN.
-    restored.masked_fill_(~exists[:, :, None, None], 0.0)
-    return restored.transpose(1, 2)
+def _check_sinks(sinks: Tensor, q: Tensor) -> None:
+    if not isinstance(sinks, Tensor) or sinks.shape != q.shape[1:2] or not sinks.is_floating_point():
+        shown = (
+            f"{sinks.dtype} of shape {tuple(sinks.shape)}"
+            if isinstance(sinks, Tensor)
+            else type(sinks).__name__
+        )
+        raise InputError("sinks", shown, f"must be floating point of shape ({q.shape[1]},)")
+    if sinks.device != q.device:
+        raise InputError("sinks", str(sinks.device), f"must be on {q.device} like q")

@@ -82,29 +82,80 @@ def make_query(layer: PagedLayer | FusedLayer, group: int, seed: int = 1) -> Ten
     return torch.randn(shape, generator=generator(seed)).to(layer.k.dtype)
 
 
-def decode_oracle(
-    q: Tensor, layer: PagedLayer | FusedLayer, softmax_scale: float | None = None
+def read_token(layer: PagedLayer | FusedLayer, request: int, token: int) -> tuple[Tensor, Tensor]:
+    """(kv_heads, head_dim) float64 key and value as the formulas of ``FusedLayer`` and ``Reading`` say."""
+    block, slot = divmod(token, layer.k.shape[1])
+    physical = int(layer.table.entries[request, block])
+    key, value = layer.k[physical, slot].double(), layer.v[physical, slot].double()
+    if isinstance(layer, PagedLayer):
+        return key, value
+    k_scale, v_scale = float(layer.k_scale[request, block]), float(layer.v_scale[request, block])
+    reading = layer.reading
+    if reading is not None and reading.shift is not None and reading.rotary is not None:
+        angles = int(reading.shift[request, block]) * reading.rotary.inverse_frequencies.double()
+        half = len(angles)
+        turning = key[:, : 2 * half]
+        pairs = (
+            torch.complex(turning[:, :half], turning[:, half:])
+            if reading.rotary.style == "half"
+            else torch.view_as_complex(turning.reshape(-1, half, 2))
+        ) * torch.polar(torch.ones_like(angles), angles)
+        turned = torch.view_as_real(pairs)
+        if reading.rotary.style == "half":
+            turned = turned.transpose(1, 2)
+        key = torch.cat((turned.flatten(1), key[:, 2 * half :]), dim=1)
+    if reading is None or reading.means is None or int(reading.means.add[request, block]) < 0:
+        return key * k_scale, value * v_scale
+    means = reading.means
+    add, subtract = int(means.add[request, block]), int(means.subtract[request, block])
+    key = means.k[add, slot].double() + k_scale * (key - means.k[subtract, slot].double())
+    value = means.v[add, slot].double() + v_scale * (value - means.v[subtract, slot].double())
+    return key, value
+
+
+def attention_oracle(
+    q: Tensor,
+    layer: PagedLayer | FusedLayer,
+    query_lengths: Tensor | None = None,
+    *,
+    softmax_scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention in float64, token by token through the block table: shares no code with what is tested."""
-    block_size, kv_heads, head_dim = layer.k.shape[1:]
+    kv_heads, head_dim = layer.k.shape[2:]
     if softmax_scale is None:
         softmax_scale = head_dim**-0.5
     out = torch.zeros(q.shape, dtype=torch.float64)
     lse = torch.full(q.shape[:2], float("-inf"), dtype=torch.float64)
     group = q.shape[1] // kv_heads
+    row = 0
     for request, length in enumerate(layer.table.lengths.tolist()):
         keys = torch.zeros(length, kv_heads, head_dim, dtype=torch.float64)
         values = keys.clone()
         for token in range(length):
-            block, slot = divmod(token, block_size)
-            physical = int(layer.table.entries[request, block])
-            k_scale = v_scale = 1.0
-            if isinstance(layer, FusedLayer):
-                k_scale, v_scale = float(layer.k_scale[request, block]), float(layer.v_scale[request, block])
-            keys[token] = layer.k[physical, slot].double() * k_scale
-            values[token] = layer.v[physical, slot].double() * v_scale
-        for head in range(q.shape[1]) if length else ():
-            weight = (keys[:, head // group] @ q[request, head].double() * softmax_scale).exp()
-            lse[request, head] = weight.sum().log()
-            out[request, head] = weight @ values[:, head // group] / weight.sum()
+            keys[token], values[token] = read_token(layer, request, token)
+        queries = 1 if query_lengths is None else int(query_lengths[request])
+        for position in range(length - queries, length):
+            seen = torch.tensor(
+                [t for t in range(position + 1) if window is None or t > position - window], dtype=torch.int64
+            )
+            for head in range(q.shape[1]):
+                score = keys[seen, head // group] @ q[row, head].double() * softmax_scale
+                if softcap is not None:
+                    score = softcap * (score / softcap).tanh()
+                weight = score.exp()
+                total = weight.sum() + (0.0 if sinks is None else float(sinks[head].double().exp()))
+                lse[row, head] = total.log()
+                if len(seen):
+                    out[row, head] = weight @ values[seen, head // group] / total
+            row += 1
     return out, lse
+
+
+def decode_oracle(
+    q: Tensor, layer: PagedLayer | FusedLayer, softmax_scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """``attention_oracle`` of one query per request."""
+    return attention_oracle(q, layer, softmax_scale=softmax_scale)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from caches import decode_oracle, generator, make_layer, make_query
+from caches import attention_oracle, decode_oracle, generator, make_layer, make_query
 from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratedist.errors import InputError
 from ratedist.kernels import _attention_triton
-from ratedist.kernels.attention import paged_decode_attention
+from ratedist.kernels.attention import paged_attention, paged_decode_attention
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 
 BACKENDS = ("reference", "cpu", "triton")
@@ -63,6 +63,31 @@ def test_against_oracle(case: str, backend: str, dtype: torch.dtype, fused: bool
     expected_out, expected_lse = decode_oracle(q, layer)
     assert_close(out, expected_out, dtype, "out")
     assert_close(lse, expected_lse, dtype, "lse")
+
+
+RAGGED = ((9, 0, 17, 150, 16), (3, 0, 17, 140, 1))
+"""Lengths and queries: prefill at once, in a chunk, one token, none; and pieces beyond one."""
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": {"window": 5},
+    "softcap": {"softcap": 1.5},
+    "sinks": {"sinks": torch.linspace(-3, 2, 6)},
+    "all": {"window": 21, "softcap": 0.9, "sinks": torch.linspace(2, -3, 6), "softmax_scale": -0.7},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_prefill_against_oracle(form: str) -> None:
+    lengths, counts = RAGGED
+    layer = make_layer(lengths, seed=11)
+    query_lengths = torch.tensor(counts)
+    q = torch.randn(sum(counts), 6, 24, generator=generator(12))
+    expected_out, expected_lse = attention_oracle(q, layer, query_lengths, **FORMS[form])
+    for backend in ("reference", "cpu"):
+        out, lse = paged_attention(q, layer, query_lengths, backend=backend, **FORMS[form])
+        assert_close(out, expected_out, torch.float32, f"{backend} out")
+        assert_close(lse, expected_lse, torch.float32, f"{backend} lse")
 
 
 @settings(max_examples=12)
@@ -210,7 +235,7 @@ def test_offsets_beyond_32_bits() -> None:
 def test_the_vectorised_path_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make_layer((9, 0, 17, 1, 16), seed=10)
     q = make_query(layer, 2)
-    monkeypatch.setattr("ratedist.kernels.attention._WORKING_SCALARS", 2 * 17 * 2 * 24)
+    monkeypatch.setattr("ratedist.kernels._attention_torch._WORKING_SCALARS", 5 * 4 * 2 * 52)
     out, lse = paged_decode_attention(q, layer, backend="cpu")
     expected_out, expected_lse = decode_oracle(q, layer)
     assert_close(out, expected_out, torch.float32)
@@ -227,7 +252,7 @@ def _with(**changes: Any) -> dict[str, Any]:
     [
         ({"layer": "cache"}, "layer = 'str': must be a PagedLayer or a FusedLayer"),
         ({"q": None}, "q = 'NoneType': must have shape"),
-        ({"q": torch.zeros(2, 4)}, r"q = \(2, 4\): must have shape \(requests, query_heads, head_dim\)"),
+        ({"q": torch.zeros(2, 4)}, r"q = \(2, 4\): must have shape \(queries, query_heads, head_dim\)"),
         ({"q": torch.zeros(3, 4, 24)}, r"q = \(3, 4, 24\): must hold one row for each of 2 requests"),
         ({"q": torch.zeros(2, 4, 16)}, r"q = \(2, 4, 16\): must have the cache's head_dim, 24"),
         (
