@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ratedist.errors import InputError
 from ratedist.kernels.fuse import CRITERIA, SCALES, VARIANTS
-from ratedist.predictors import Prediction, predictor_class
+from ratedist.kernels.layout import BlockTable
+from ratedist.predictors import PairSample, Prediction, predictor_class
 from ratedist.rate import CacheShape, cache_rate
 from ratedist.records import Record, provenance
 from ratedist.validate.calibrate import pair_sample
@@ -20,7 +21,18 @@ from ratedist.validate.measure import Measurement, Runtime, measure, runtime_for
 from ratedist.validate.store import Capture
 from ratedist.validate.summary import ALL, summarise
 
-__all__ = ["SCHEMA", "THRESHOLDS", "Plan", "Split", "compare", "default_layers", "split_requests"]
+__all__ = [
+    "SCHEMA",
+    "THRESHOLDS",
+    "LayerCell",
+    "Plan",
+    "Split",
+    "cell_rows",
+    "compare",
+    "compare_layer",
+    "default_layers",
+    "split_requests",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -181,7 +193,7 @@ def compare(
     results = Parallel(n_jobs=min(jobs, len(work)), return_as="generator")(
         delayed(_compare_layer)(capture, split, layer, plan, where) for capture, split, layer in work
     )
-    cells: dict[str, list[_Cell]] = {capture.manifest.workload: [] for capture in captures}
+    cells: dict[str, list[LayerCell]] = {capture.manifest.workload: [] for capture in captures}
     for done, ((capture, _, layer), found) in enumerate(zip(work, results, strict=True), start=1):
         cells[capture.manifest.workload] += found
         if progress is not None:
@@ -189,7 +201,9 @@ def compare(
     rows = [
         row
         for capture, split, chosen in zip(captures, splits, layers, strict=True)
-        for row in _rows(capture.manifest, split, len(chosen), cells[capture.manifest.workload], plan, where)
+        for row in cell_rows(
+            capture.manifest, split, len(chosen), cells[capture.manifest.workload], plan, where
+        )
     ]
     return Record(
         schema=SCHEMA,
@@ -207,7 +221,9 @@ def compare(
 
 
 @dataclass(frozen=True)
-class _Cell:
+class LayerCell:
+    """One layer under one variant and criterion: measurements by threshold, predictions by predictor."""
+
     layer: int
     variant: str
     criterion: str
@@ -215,17 +231,15 @@ class _Cell:
     predicted: dict[str, Prediction]
 
 
-def _compare_layer(capture: Capture, split: Split, layer: int, plan: Plan, runtime: Runtime) -> list[_Cell]:
+def _compare_layer(
+    capture: Capture, split: Split, layer: int, plan: Plan, runtime: Runtime
+) -> list[LayerCell]:
     sample = pair_sample(capture.layer(layer, split.calibration))
     held_out = capture.layer(layer, split.held_out)
-    cells = []
-    for criterion in plan.criteria:
-        fitted = {
-            name: predictor_class(name)(sample, criterion=criterion, scale=plan.scale)
-            for name in plan.predictors
-        }
-        for variant in plan.variants:
-            measured = measure(
+
+    def fuse_held_out(variant: str, criterion: str) -> list[Measurement]:
+        return list(
+            measure(
                 held_out,
                 plan.thresholds,
                 variant=variant,
@@ -234,23 +248,60 @@ def _compare_layer(capture: Capture, split: Split, layer: int, plan: Plan, runti
                 runtime=runtime,
                 layer_name=layer,
             )
+        )
+
+    return compare_layer(sample, held_out.table, layer, plan, fuse_held_out)
+
+
+def compare_layer(
+    sample: PairSample,
+    held_out: BlockTable,
+    layer: int,
+    plan: Plan,
+    measured: Callable[[str, str], list[Measurement]],
+) -> list[LayerCell]:
+    """Fit every predictor on ``sample`` and set its predictions for ``held_out`` beside what is measured.
+
+    Args:
+        sample: of the calibration requests.
+        held_out: block table of the requests that are fused.
+        layer: the layer's index.
+        plan: predictors, thresholds, and the variants and criteria, all pairs of which are compared.
+        measured: called with variant and criterion; one measurement per threshold of the plan.
+    """
+    cells = []
+    for criterion in plan.criteria:
+        fitted = {
+            name: predictor_class(name)(sample, criterion=criterion, scale=plan.scale)
+            for name in plan.predictors
+        }
+        for variant in plan.variants:
             predicted = {
                 name: predictor.predict(
-                    held_out.table.full_blocks.numpy(),
+                    held_out.full_blocks.numpy(),
                     plan.thresholds,
                     variant=variant,
-                    domains=held_out.table.domains.numpy(),
+                    domains=held_out.domains.numpy(),
                 )
                 for name, predictor in fitted.items()
             }
-            cells.append(_Cell(layer, variant, criterion, list(measured), predicted))
+            cells.append(LayerCell(layer, variant, criterion, measured(variant, criterion), predicted))
     return cells
 
 
-def _rows(
-    manifest: Manifest, split: Split, fused_layers: int, cells: list[_Cell], plan: Plan, runtime: Runtime
+def cell_rows(
+    manifest: Manifest, split: Split, fused_layers: int, cells: list[LayerCell], plan: Plan, runtime: Runtime
 ) -> list[dict[str, Any]]:
-    """Rows of one workload, by variant, criterion, predictor, layer and threshold."""
+    """Rows of one workload and split, by variant, criterion, predictor, layer and threshold.
+
+    Args:
+        manifest: of the workload's capture.
+        split: the requests that were calibrated on and measured.
+        fused_layers: layers that are fused, for the compression of the whole cache.
+        cells: of these layers, for every variant and criterion of the plan.
+        plan: what was compared.
+        runtime: what fused.
+    """
     rows: list[dict[str, Any]] = []
     for variant in plan.variants:
         for criterion in plan.criteria:
