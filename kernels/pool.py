@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -147,33 +149,47 @@ class BlockPool:
         return True
 
     def write(self, block: int, slot: int, k: Tensor, v: Tensor) -> None:
-        """Write tokens into a block from ``slot`` on.
+        """Write tokens into one block from ``slot`` on; see ``write_tokens``."""
+        slots = range(slot, slot + (k.shape[0] if isinstance(k, Tensor) else 0))
+        self.write_tokens([block] * len(slots), list(slots), k, v)
+
+    def write_tokens(self, blocks: Sequence[int], slots: Sequence[int], k: Tensor, v: Tensor) -> None:
+        """Write token i into slot ``slots[i]`` of block ``blocks[i]``, all or none.
 
         Args:
-            block: a block with exactly one reference.
-            slot: first token that is written.
+            blocks: per token a block with exactly one reference.
+            slots: per token its place in the block.
             k: (tokens, kv_heads, head_dim) keys in the pool's dtype and on its device.
             v: as ``k``.
 
         Raises:
-            InputError: the block is unknown, free or shared; the tokens do not fit into it, or are not
-                of the pool's shape, dtype and device.
+            InputError: a block is unknown, free or shared; a slot lies outside a block; the tokens are
+                not of the pool's shape, dtype and device, or not as many as blocks and slots.
         """
-        self._in_use(block)
-        if self._references[block] > 1:
-            raise InputError(
-                "block",
-                block,
-                f"is shared by {self._references[block]} entries of block tables and must not be written; "
-                "take a free block and copy it there",
-            )
+        for block in dict.fromkeys(blocks):
+            self._in_use(block)
+            if self._references[block] > 1:
+                raise InputError(
+                    "block",
+                    block,
+                    f"is shared by {self._references[block]} entries of block tables and must not be "
+                    "written; take a free block and copy it there",
+                )
         self.check_tokens(k, v)
-        if not 0 <= slot <= self.block_size - k.shape[0]:
+        if not len(blocks) == len(slots) == k.shape[0]:
             raise InputError(
-                "slot", slot, f"{k.shape[0]} tokens from there on exceed a block of {self.block_size}"
+                "slots",
+                f"{len(blocks)} blocks, {len(slots)} slots",
+                f"must be as many as tokens, {k.shape[0]}",
             )
-        self.k[block, slot : slot + k.shape[0]] = k
-        self.v[block, slot : slot + k.shape[0]] = v
+        if not len(slots):
+            return
+        if min(slots) < 0 or max(slots) >= self.block_size:
+            bad = next(slot for slot in slots if not 0 <= slot < self.block_size)
+            raise InputError("slot", bad, f"lies outside a block of {self.block_size} tokens")
+        place = torch.tensor([blocks, slots], dtype=torch.int64, device=self.k.device)
+        self.k[place[0], place[1]] = k
+        self.v[place[0], place[1]] = v
 
     def copy(self, source: int, target: int) -> None:
         """Copy all of a block into one that has exactly one reference.
@@ -182,7 +198,7 @@ class BlockPool:
             InputError: as ``write``.
         """
         self._in_use(source)
-        self.write(target, 0, self.k[source], self.v[source])
+        self.write(target, 0, self.k[source].clone(), self.v[source].clone())
 
     def check_tokens(self, k: Tensor, v: Tensor) -> None:
         """Raise InputError unless both are (tokens, kv_heads, head_dim) of this pool's dtype and device."""

@@ -160,6 +160,24 @@ class ResidentLayer:
         grown = -(-(state.length + tokens) // size) - len(state.entries)
         return grown + int(tokens > 0 and self._must_copy(state))
 
+    def blocks_to_extend(self, requests: Sequence[int], tokens: Sequence[int]) -> int:
+        """Free blocks that ``extend`` of these requests by so many tokens takes.
+
+        It may be less than ``blocks_for`` of each in sum: of all requests that read one partly filled block,
+        the last to be extended keeps it.
+        """
+        size = self._pool.block_size
+        grown = 0
+        copied: dict[int, int] = {}
+        for request, count in zip(requests, tokens, strict=True):
+            state = self._find(request)
+            grown += -(-(state.length + count) // size) - len(state.entries)
+            if count and self._must_copy(state):
+                copied[state.entries[-1]] = copied.get(state.entries[-1], 0) + 1
+        return grown + sum(
+            min(readers, self._pool.references(block) - 1) for block, readers in copied.items()
+        )
+
     def admit(self, k: Tensor, v: Tensor, *, domain: int = 0) -> int:
         """Take in the prefilled keys and values of a new request.
 
@@ -183,45 +201,66 @@ class ResidentLayer:
         request = self._next
         self._next += 1
         self._requests[request] = _Request(domain)
-        self._write(self._requests[request], k, v)
+        self._write([self._requests[request]], [k.shape[0]], k, v)
         return request
 
     def append(self, request: int, k: Tensor, v: Tensor) -> None:
-        """Write further tokens of a request; a shared block that they would fall into is copied first.
+        """Write further tokens of one request; see ``extend``."""
+        self.extend([request], [k.shape[0] if isinstance(k, Tensor) else 0], k, v)
+
+    def extend(self, requests: Sequence[int], tokens: Sequence[int], k: Tensor, v: Tensor) -> None:
+        """Write further tokens of several requests; a shared block that they would fall into is copied first.
 
         Args:
-            request: its number.
-            k: (tokens, kv_heads, head_dim); in decoding, of one token.
+            requests: different numbers.
+            tokens: how many each of them gets; in decoding, one.
+            k: (sum of ``tokens``, kv_heads, head_dim): those of the first request, then those of the next …
             v: as ``k``.
 
         Raises:
-            InputError: an unknown or released request; keys or values as for ``admit``.
-            PoolExhaustedError: not enough blocks are free.
+            InputError: an unknown or released request, or one that is named twice; numbers of tokens that do
+                not fit ``k``; keys or values as for ``admit``. Nothing was changed.
+            PoolExhaustedError: not enough blocks are free. Nothing was changed.
         """
-        state = self._find(request)
+        states = [self._find(request) for request in requests]
+        if len(set(requests)) < len(requests):
+            raise InputError("requests", list(requests), "must be different")
         self.check_tokens(k, v)
-        self._pool.require(self.blocks_for(k.shape[0], request), "k", tuple(k.shape))
-        self._write(state, k, v)
+        if len(tokens) != len(requests) or sum(tokens) != k.shape[0] or min(tokens, default=0) < 0:
+            raise InputError(
+                "tokens", list(tokens), f"must say for each request how many of the {k.shape[0]} are its own"
+            )
+        self._pool.require(self.blocks_to_extend(requests, tokens), "k", tuple(k.shape))
+        self._write(states, tokens, k, v)
 
-    def fork(self, request: int) -> int:
-        """A new request that starts as this one, in its domain, and shares all its blocks.
+    def fork(self, request: int, blocks: int | None = None) -> int:
+        """A new request that starts as this one, in its domain, and shares its blocks.
 
-        Several samples of one prompt do this. A partly filled last block is shared too, until one of the
-        two appends to it.
+        Several samples of one prompt do this, and with ``blocks`` a request whose prompt begins alike.
+        A partly filled last block is shared too, until one of the two appends to it.
+
+        Args:
+            request: its number.
+            blocks: share only so many of its first blocks, which must be full; by default all.
 
         Returns:
             The new request's number.
 
         Raises:
-            InputError: an unknown or released request.
+            InputError: an unknown or released request, or more blocks than it has full ones.
         """
         state = self._find(request)
-        for block in state.entries:
+        full = state.length // self._pool.block_size
+        if blocks is not None and not 0 <= blocks <= full:
+            raise InputError("blocks", blocks, f"request {request} has {full} full blocks")
+        length = state.length if blocks is None else blocks * self._pool.block_size
+        entries = state.entries[:blocks]
+        for block in entries:
             self._pool.share(block, state.domain)
         fork = self._next
         self._next += 1
         self._requests[fork] = _Request(
-            state.domain, state.length, list(state.entries), list(state.k_scale), list(state.v_scale)
+            state.domain, length, entries, state.k_scale[:blocks], state.v_scale[:blocks]
         )
         return fork
 
@@ -324,25 +363,26 @@ class ResidentLayer:
         partial = state.length % self._pool.block_size > 0
         return partial and self._pool.references(state.entries[-1]) > 1
 
-    def _write(self, state: _Request, k: Tensor, v: Tensor) -> None:
+    def _write(self, states: Sequence[_Request], tokens: Sequence[int], k: Tensor, v: Tensor) -> None:
         size = self._pool.block_size
-        if len(k) and self._must_copy(state):
-            shared = state.entries[-1]
-            # A partly filled block was never fused, so its scales are 1.
-            state.entries[-1] = self._pool.take(state.domain)
-            self._pool.copy(shared, state.entries[-1])
-            self._pool.drop(shared)
-        written = 0
-        while written < len(k):
-            slot = state.length % size
-            if slot == 0:
-                state.entries.append(self._pool.take(state.domain))
-                state.k_scale.append(1.0)
-                state.v_scale.append(1.0)
-            tokens = slice(written, min(len(k), written + size - slot))
-            self._pool.write(state.entries[-1], slot, k[tokens], v[tokens])
-            state.length += tokens.stop - tokens.start
-            written = tokens.stop
+        blocks: list[int] = []
+        slots: list[int] = []
+        for state, count in zip(states, tokens, strict=True):
+            if count and self._must_copy(state):
+                shared = state.entries[-1]
+                # A partly filled block was never fused, so its scales are 1.
+                state.entries[-1] = self._pool.take(state.domain)
+                self._pool.copy(shared, state.entries[-1])
+                self._pool.drop(shared)
+            for position in range(state.length, state.length + count):
+                if position % size == 0:
+                    state.entries.append(self._pool.take(state.domain))
+                    state.k_scale.append(1.0)
+                    state.v_scale.append(1.0)
+                blocks.append(state.entries[-1])
+                slots.append(position % size)
+            state.length += count
+        self._pool.write_tokens(blocks, slots, k, v)
 
     def _candidates(self, state: _Request) -> list[int]:
         """Physical ids of the full blocks that no fusion has looked at."""

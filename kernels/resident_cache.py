@@ -16,7 +16,8 @@ __all__ = ["ResidentCache"]
 class ResidentCache:
     """Several layers that the same requests enter and leave; each fuses by itself, with its own tables.
 
-    A call that any layer refuses changes none.
+    The layers may take their blocks from one pool or from several. A call that any layer refuses changes
+    none.
     """
 
     def __init__(self, layers: Sequence[ResidentLayer]) -> None:
@@ -31,8 +32,6 @@ class ResidentCache:
         if len({id(layer) for layer in layers}) < len(layers):
             raise InputError("layers", f"{len(layers)} layers", "must hold each layer once")
         self._layers = tuple(layers)
-        if len({id(layer.pool) for layer in layers}) < len(layers):
-            raise InputError("layers", f"{len(layers)} layers", "must each have a pool of its own")
         for index, layer in enumerate(self._layers):
             if layer.admitted:
                 raise InputError("layers", index, "must not have had requests of its own")
@@ -60,10 +59,28 @@ class ResidentCache:
         for layer, *tokens in zip(self._layers, k, v, strict=True):
             layer.append(request, *tokens)
 
-    def fork(self, request: int) -> int:
+    def open(self, *, domain: int = 0) -> int:
+        """Admit a request without tokens, whose layers are then written one by one as a model computes them.
+
+        ``require`` beforehand; ``ResidentLayer.extend`` of the layers then cannot run out of blocks.
+        """
+        for layer in self._layers:
+            nothing = layer.pool.k.new_empty(0, *layer.pool.k.shape[2:])
+            request = layer.admit(nothing, nothing, domain=domain)
+        return request
+
+    def require(self, requests: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raise PoolExhaustedError unless every layer can be extended by so many tokens of each request."""
+        needed: dict[int, int] = {}
+        for layer in self._layers:
+            pool = id(layer.pool)
+            needed[pool] = needed.get(pool, 0) + layer.blocks_to_extend(requests, tokens)
+            layer.pool.require(needed[pool], "tokens", list(tokens))
+
+    def fork(self, request: int, blocks: int | None = None) -> int:
         """As ``ResidentLayer.fork``."""
         for layer in self._layers:
-            fork = layer.fork(request)
+            fork = layer.fork(request, blocks)
         return fork
 
     def fuse(self, requests: Iterable[int] | None = None) -> tuple[ResidentFusion, ...]:
@@ -87,10 +104,13 @@ class ResidentCache:
                 raise InputError(
                     name, f"{len(tensors)} tensors", f"must hold one per layer, {len(self._layers)}"
                 )
+        needed: dict[int, int] = {}
         for layer, keys, values in zip(self._layers, k, v, strict=True):
             if request is not None:
                 layer.length(request)
             layer.check_tokens(keys, values)
             if len(keys) != len(k[0]):
                 raise InputError("k", tuple(keys.shape), f"must hold {len(k[0])} tokens in every layer")
-            layer.pool.require(layer.blocks_for(len(keys), request), "k", tuple(keys.shape))
+            pool = id(layer.pool)
+            needed[pool] = needed.get(pool, 0) + layer.blocks_for(len(keys), request)
+            layer.pool.require(needed[pool], "k", tuple(keys.shape))

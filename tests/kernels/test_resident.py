@@ -356,9 +356,11 @@ def test_the_raw_path_never_writes_what_is_shared_or_free() -> None:
     with pytest.raises(InputError, match=r"block = -1: must be one of the pool's 2 blocks"):
         pool.references(-1)
     block = pool.take(0)
-    for slot in (-1, 1):
-        with pytest.raises(InputError, match=rf"slot = {slot}: 2 tokens from there on exceed a block of 2"):
+    for slot, bad in ((-1, -1), (1, 2)):
+        with pytest.raises(InputError, match=rf"slot = {bad}: lies outside a block of 2 tokens"):
             pool.write(block, slot, tokens(2), tokens(2))
+    with pytest.raises(InputError, match=r"1 blocks, 2 slots': must be as many as tokens, 2"):
+        pool.write_tokens([block], [0, 1], tokens(2), tokens(2))
 
 
 def test_pools_and_caches_that_cannot_be() -> None:
@@ -420,9 +422,63 @@ def test_layers_fuse_by_themselves_and_refuse_together() -> None:
     ):
         with pytest.raises(InputError, match=message):
             ResidentCache(bad)
-    pool = BlockPool(2, 1, 1, 1)
-    with pytest.raises(InputError, match="must each have a pool of its own"):
-        ResidentCache([ResidentLayer(pool, threshold=0.5), ResidentLayer(pool, threshold=0.5)])
+
+
+def test_layers_may_share_a_pool() -> None:
+    """Two layers draw on 5 blocks; what both need together is what counts, and each reads its own."""
+    pool = BlockPool(5, BLOCK, HEADS, DIM)
+    cache = ResidentCache([ResidentLayer(pool, threshold=0.9) for _ in range(2)])
+    k = [tokens(4, 0), tokens(4, 1)]
+    request = cache.admit(k, k)
+    assert pool.free_blocks == 1
+    with pytest.raises(PoolExhaustedError, match=r"needs 2 free blocks, 1 of 5 is free"):
+        cache.append(request, [tokens(1)] * 2, [tokens(1)] * 2)
+    with pytest.raises(PoolExhaustedError, match=r"needs 2 free blocks, 1 of 5 is free"):
+        cache.require([request], [1])
+    for index in range(2):
+        layer = cache.layer(index)
+        assert torch.equal(
+            restore_blocks(pool.k, layer.table.entries[0], layer.k_scale[0]).flatten(0, 1), k[index]
+        )
+    cache.fuse()
+    again = cache.admit([k[1][:0]] * 2, [k[1][:0]] * 2)
+    assert cache.fork(request, 1) == again + 1
+    assert [layer.length(again + 1) for layer in cache.layers] == [BLOCK, BLOCK]
+    cache.require([request, again], [0, 0])
+    assert sum(cache.release(again + 1)) == 0
+    assert sum(cache.release(request)) == 4
+
+
+def test_a_request_is_written_layer_by_layer() -> None:
+    cache = ResidentCache([resident(), resident()])
+    request, other = cache.open(domain=3), cache.open()
+    cache.require([request, other], [3, 1])
+    for index, layer in enumerate(cache.layers):
+        new = tokens(4, index)
+        layer.extend([request, other], [3, 1], new, 2 * new)
+        for part, factor in (("k", 1), ("v", 2)):
+            read = getattr(layer.pool, part)[layer.layer().table.entries.long()].flatten(1, 2)
+            assert torch.equal(read[0, :3], factor * new[:3])
+            assert torch.equal(read[1, :1], factor * new[3:])
+    assert cache.layers[1].domain(request) == 3
+
+
+def test_extending_several_is_refused_whole() -> None:
+    layer = resident()
+    first, second = layer.admit(tokens(3), tokens(3)), layer.admit(tokens(1), tokens(1))
+    free = layer.pool.free_blocks
+    for requests, counts, message in (
+        ([first, first], [1, 1], "must be different"),
+        ([first, second], [1, 2], "must say for each request how many of the 2"),
+        ([first, second], [2], "must say for each request how many of the 2"),
+        ([first, second], [3, -1], "must say for each request how many of the 2"),
+        ([first, 9], [1, 1], "is unknown"),
+    ):
+        with pytest.raises(InputError, match=message):
+            layer.extend(requests, counts, tokens(2), tokens(2))
+    with pytest.raises(InputError, match=r"blocks = 2: request 0 has 1 full blocks"):
+        layer.fork(first, 2)
+    assert (layer.pool.free_blocks, layer.length(first), layer.length(second)) == (free, 3, 1)
 
 
 def test_attention_reads_the_resident_layer_on_every_backend() -> None:

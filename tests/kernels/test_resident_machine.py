@@ -135,20 +135,52 @@ class Machine(RuleBasedStateMachine):
             assert self.entries(request)[len(entries) - 1] != entries[-1]
         self.unchanged(before, request)
 
+    @precondition(lambda self: len(self.twins) > 1)
+    @rule(count=st.integers(0, 3), more=st.integers(0, 3), seed=st.integers(0, 1000))
+    def extend(self, count: int, more: int, seed: int) -> None:
+        """The first and the last request grow in one call."""
+        requests, counts = [self.pick(0), self.pick(-1)], [count, more]
+        k, v = self.draw_tokens(count + more, seed % 4, 0.2, seed)
+        before, free = self.reads(), self.pool.free_blocks
+        needed, references = 0, {}
+        for request, tokens in zip(requests, counts, strict=True):
+            length, entries = len(self.twins[request].k), self.entries(request)
+            needed += -(-(length + tokens) // BLOCK) - -(-length // BLOCK)
+            if tokens and length % BLOCK:
+                last = entries[-(-length // BLOCK) - 1]
+                if references.setdefault(last, self.pool.references(last)) > 1:
+                    references[last] -= 1
+                    needed += 1
+        if needed > free:
+            with pytest.raises(PoolExhaustedError, match=f"needs {needed} free"):
+                self.cache.extend(requests, counts, k, v)
+            self.unchanged(before, -1)
+            return
+        self.cache.extend(requests, counts, k, v)
+        assert free - self.pool.free_blocks == needed
+        for request, part in zip(requests, (slice(count), slice(count, None)), strict=True):
+            twin = self.twins[request]
+            twin.k, twin.v = torch.cat((twin.k, k[part])), torch.cat((twin.v, v[part]))
+        for request in set(self.twins) - set(requests):
+            old, new = before[request], self.reads()[request]
+            assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(old, new, strict=True))
+
     @precondition(lambda self: self.twins)
-    @rule(choice=st.integers(0, 50))
-    def fork(self, choice: int) -> None:
+    @rule(choice=st.integers(0, 50), part=st.one_of(st.none(), st.integers(0, 50)))
+    def fork(self, choice: int, part: int | None) -> None:
         request = self.pick(choice)
         free = self.pool.free_blocks
-        fork = self.cache.fork(request)
         twin = self.twins[request]
+        blocks = None if part is None else part % (len(twin.k) // BLOCK + 1)
+        fork = self.cache.fork(request, blocks)
+        tokens = None if blocks is None else blocks * BLOCK
         self.twins[fork] = Twin(
             twin.domain,
-            twin.k.clone(),
-            twin.v.clone(),
-            dict(twin.k_error),
-            dict(twin.v_error),
-            set(twin.touched),
+            twin.k[:tokens].clone(),
+            twin.v[:tokens].clone(),
+            {b: e for b, e in twin.k_error.items() if blocks is None or b < blocks},
+            {b: e for b, e in twin.v_error.items() if blocks is None or b < blocks},
+            {b for b in twin.touched if blocks is None or b < blocks},
         )
         assert self.pool.free_blocks == free
 
