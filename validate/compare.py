@@ -355,7 +355,12 @@ def _whole_cache(manifest: Manifest, split: Split, fused_layers: int, kept: Floa
         scalar_bits=8.0 * DTYPES[manifest.dtype].itemsize,
         partial_scalars=int((lengths % size > 0).sum()) * manifest.block_dim,
     )
-    return cache_rate(shape, kept).compression
+    # Not finite where a predictor failed in one of the layers, which leaves the whole unknown too.
+    known = np.isfinite(kept)
+    compression = np.full(kept.shape, np.nan)
+    if known.any():
+        compression[known] = cache_rate(shape, kept[known]).compression
+    return compression
 
 
 def _layers_of(manifest: Manifest, plan: Plan) -> tuple[int, ...]:
