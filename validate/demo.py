@@ -1,4 +1,4 @@
-"""The demonstration: the embedded model on the four workloads, predicted beside measured, kernels checked."""
+"""The demonstration: the embedded model on four workloads, predicted beside measured, kernels checked."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from ratedist.validate.compare import default_layers, split_requests
 from ratedist.validate.measure import Runtime
 from ratedist.validate.models import LoadedModel
 from ratedist.validate.store import Capture
-from ratedist.validate.workloads import WORKLOADS, build_prompts
+from ratedist.validate.workloads import build_prompts
 
-__all__ = ["CAPTURES", "CHECKED_THRESHOLD", "RECORD", "agreements", "capture_workloads", "claim_demo_folder"]
+__all__ = [
+    "CAPTURES",
+    "CHECKED_THRESHOLD",
+    "RECORD",
+    "WORKLOADS",
+    "agreements",
+    "capture_workloads",
+    "claim_demo_folder",
+]
+
+WORKLOADS = ("unrelated", "system-prompt", "documents", "templates")
+"""Workloads of the demonstration: from nothing in common to near-duplicates."""
 
 CAPTURES = "captures"
 """Subfolder of the demonstration's captures, one folder per workload."""
@@ -50,7 +61,7 @@ def capture_workloads(
     seed: int,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Capture]:
-    """Capture every built-in workload under ``folder``, or use what an earlier run captured alike.
+    """Capture the demonstration's workloads under ``folder``, or use what an earlier run captured alike.
 
     Args:
         loaded: the model; its weights are loaded only if something is left to capture.

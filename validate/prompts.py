@@ -20,10 +20,18 @@ Tokenizer = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request: its token ids, and the domain within which its blocks may be shared."""
+    """One request.
+
+    Attributes:
+        token_ids: its token ids.
+        domain: the domain within which its blocks may be shared.
+        decisive: spans (first token, one past the last) on which the right answer hangs, where the
+            workload knows them: to share such a block with a request that differs there is a wrong merge.
+    """
 
     token_ids: tuple[int, ...]
     domain: int = 0
+    decisive: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

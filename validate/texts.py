@@ -1,4 +1,4 @@
-"""Real English text that is at hand wherever Python is: its language reference and its docstrings.
+"""Real text that is at hand wherever Python is: its language reference, its docstrings and its source code.
 
 The text is that of the running Python, so workloads built of it differ between Python versions (and are the
 same on every machine with one version).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Document", "documents", "passages"]
+__all__ = ["Document", "documents", "passages", "prose", "sources"]
 
 _SHORTEST = 2000
 """Characters that a text must have to count as a document."""
@@ -38,6 +38,43 @@ def documents() -> tuple[Document, ...]:
         found.append(Document(f"module {path.stem}", _docstrings(path)))
     long = [document for document in found if len(document.text) >= _SHORTEST]
     return tuple(sorted(long, key=lambda document: document.title))
+
+
+@cache
+def sources() -> tuple[Document, ...]:
+    """Source files of the standard library of at least 300 lines, with their path; sorted by path."""
+    found = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text.count("\n") >= 300:
+            found.append(Document(f"lib/{path.name}", text))
+    return tuple(found)
+
+
+@cache
+def prose() -> tuple[Document, ...]:
+    """The paragraphs of ``documents`` that are plain sentences, one line each and without code, lists or
+    markup; documents with at least 1000 characters of them, sorted by title."""
+    found = []
+    for document in documents():
+        paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", document.text))
+        text = "\n".join(dict.fromkeys(paragraph for paragraph in paragraphs if _is_prose(paragraph)))
+        if len(text) >= 1000:
+            found.append(Document(document.title, text))
+    return tuple(found)
+
+
+def _is_prose(paragraph: str) -> bool:
+    return (
+        len(paragraph) >= 120
+        and paragraph[0].isupper()
+        and paragraph.endswith(".")
+        and re.search(r"[*|`=<>_\[\]{}\\#]|--|\(\)", paragraph) is None
+        and sum(letter.islower() or letter == " " for letter in paragraph) >= 0.9 * len(paragraph)
+    )
 
 
 @cache

@@ -23,7 +23,12 @@ def capture(
     out: Annotated[Path, typer.Option("--out", help="Folder of the capture; the same command resumes it.")],
     workload: Annotated[
         str | None,
-        typer.Option("--workload", help="Built-in workload: unrelated, system-prompt, documents, templates."),
+        typer.Option(
+            "--workload",
+            help="Built-in workload: unrelated, system-prompt, documents, templates, documents-in-order, "
+            "few-shot, conversation, edited, code, long-documents, tool-calls, near-duplicates, mixture, "
+            "or one with your weights, as in mixture:unrelated=0.5,templates=0.5.",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -77,10 +82,10 @@ def capture(
         from ratedist.validate.capture import capture_cache
         from ratedist.validate.models import load_model
         from ratedist.validate.prompts import read_prompts
-        from ratedist.validate.workloads import WORKLOADS, build_prompts
+        from ratedist.validate.workloads import build_prompts, workload_named
 
-        if workload is not None and workload not in WORKLOADS:
-            raise InputError("workload", workload, f"must be one of {', '.join(WORKLOADS)}")
+        if workload is not None:
+            workload_named(workload)  # refuse an unknown one before anything is loaded
     with console.status("reading the model's configuration and tokenizer"):
         loaded = load_model(model, dtype=dtype, device=device)
     if workload is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ratedist.cli import main
 from ratedist.cli.capture import parse_layers, token_progress
 from ratedist.errors import InputError
 from ratedist.validate.store import Capture
+from ratedist.validate.workloads import WORKLOADS
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +130,8 @@ def test_help_has_an_example(run) -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert "ratedist capture --workload documents" in out
+    shown = re.sub(r"[│\s]+", "", out)
+    assert all(f"{name}," in shown for name in WORKLOADS)
 
 
 @pytest.mark.parametrize(
