@@ -28,6 +28,7 @@ __all__ = [
     "Plan",
     "Split",
     "cell_rows",
+    "check_captures",
     "compare",
     "compare_layer",
     "default_layers",
@@ -182,7 +183,7 @@ def compare(
     if jobs < 1:
         raise InputError("jobs", jobs, "must be at least 1")
     where = runtime_for("cpu") if runtime is None else runtime
-    _check_captures(captures)
+    check_captures(captures)
     splits = [split_requests(capture.manifest, plan.seed) for capture in captures]
     layers = [_layers_of(capture.manifest, plan) for capture in captures]
     work = [
@@ -376,7 +377,8 @@ def _layers_of(manifest: Manifest, plan: Plan) -> tuple[int, ...]:
     return plan.layers
 
 
-def _check_captures(captures: Sequence[Capture]) -> None:
+def check_captures(captures: Sequence[Capture]) -> None:
+    """Raise InputError unless there is at least one, each of another workload, all of one model's weights."""
     if not captures:
         raise InputError("captures", [], "name at least one capture")
     first = captures[0].manifest
