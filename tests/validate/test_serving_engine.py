@@ -154,9 +154,11 @@ def test_refusals(model: Any) -> None:
     with pytest.raises(InputError, match="arrives before the one ahead"):
         serve(model, [dataclasses.replace(trace[0], arrival=1.0), trace[1]])
     with pytest.raises(InputError, match="must leave a token for each of 32 requests"):
-        EngineOptions(pool_blocks=1, step_tokens=31)
+        serve(model, trace, step_tokens=31)
     with pytest.raises(InputError, match="max_batch"):
-        EngineOptions(pool_blocks=1, max_batch=0)
+        serve(model, trace, max_batch=0)
+    with pytest.raises(InputError, match="block_size"):
+        EngineOptions(pool_blocks=1, block_size=0)
     with PackedModel(model) as packed, pytest.raises(InputError, match="grows beyond the model's 9 tokens"):
         run_engine(packed, [Request(0.0, tuple(range(9)), 2)], EngineOptions(10_000), max_tokens=9)
 

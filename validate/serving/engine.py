@@ -8,14 +8,16 @@ replayed without waiting, and what is reported was measured.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.pool import BlockPool
 from ratedist.kernels.resident import ResidentLayer
 from ratedist.kernels.resident_cache import ResidentCache
+from ratedist.scheduling import Job, Scheduler, Work
 from ratedist.validate.serving.packed import PackedModel
 from ratedist.validate.serving.prefix import PrefixIndex
 from ratedist.validate.serving.trace import Request, check_trace
@@ -54,13 +56,9 @@ class EngineOptions:
     share_prefixes: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("pool_blocks", "block_size", "max_batch", "step_tokens"):
+        for name in ("pool_blocks", "block_size"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "must be at least 1")
-        if self.step_tokens < self.max_batch:
-            raise InputError(
-                "step_tokens", self.step_tokens, f"must leave a token for each of {self.max_batch} requests"
-            )
 
 
 @dataclass(frozen=True)
@@ -134,28 +132,6 @@ class ServingRun:
         return sum(len(one.tokens) for one in self.served)
 
 
-@dataclass
-class _Job:
-    """A request on its way."""
-
-    index: int
-    request: Request
-    generated: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    number: int | None = None
-    held: int = 0
-    prompt_blocks: int = 0
-    fused: bool = False
-    admitted: float | None = None
-    prefix_tokens: int | None = None
-    preemptions: int = 0
-
-    @property
-    def known(self) -> tuple[int, ...]:
-        """All tokens there are to compute: the prompt, and what was generated of it."""
-        return (*self.request.prompt, *self.generated)
-
-
 def run_engine(
     packed: PackedModel,
     trace: Sequence[Request],
@@ -166,10 +142,9 @@ def run_engine(
 ) -> ServingRun:
     """Serve a trace with greedy decoding.
 
-    First come, first served: a request is admitted when the free blocks, less what is promised to prompts
-    under way, hold its whole prompt unfused: its blocks stand in the pool before they can be fused. Where
-    the pool runs out during decoding, the request that was admitted last is preempted: its blocks are
-    released, and it waits at the head of the queue to be computed again from its tokens.
+    Requests are scheduled by ``ratedist.scheduling.Scheduler``. One is admitted when the free blocks, less
+    what is promised to prompts under way, hold its whole prompt unfused: its blocks stand in the pool before
+    they can be fused.
 
     Args:
         packed: the model, within its context.
@@ -183,11 +158,68 @@ def run_engine(
             its requests (which, and how many blocks it needs).
     """
     check_trace(trace, max_tokens)
-    return _Engine(packed, trace, options).run(progress)
+    jobs = [Job(request.arrival, len(request.prompt), request.new_tokens) for request in trace]
+    pool = _Pool(packed, dict(zip(jobs, trace, strict=True)), options)
+    scheduler = Scheduler(jobs, pool, max_batch=options.max_batch, step_tokens=options.step_tokens)
+    wanted = sum(job.new_tokens for job in jobs)
+    clock = 0.0
+    steps = []
+    while not scheduler.finished:
+        clock = scheduler.arrive(clock)
+        started = time.perf_counter()
+        work = scheduler.plan(clock)
+        logits = pool.compute(packed, work)
+        computed = time.perf_counter()
+        complete = scheduler.advance(work)
+        context, blocks, running = sum(job.held for job, _ in work), pool.used, len(scheduler.running)
+        pool.note_prefixes(work)
+        pool.choose_tokens(work, complete, logits)
+        fusing = time.perf_counter()
+        for job in complete:
+            if not job.prefilled:
+                pool.fuse(job)
+        finished = time.perf_counter()
+        # Everything that was done for this pass counts, scheduling included.
+        clock += finished - started
+        scheduler.emit(complete, clock)
+        steps.append(
+            Step(
+                seconds=computed - started,
+                fusion_seconds=finished - fusing,
+                new_tokens=sum(tokens for _, tokens in work),
+                context_tokens=context,
+                requests=len(work),
+                running=running,
+                blocks=blocks,
+                blocks_after=pool.used,
+            )
+        )
+        if progress is not None:
+            progress(sum(job.generated for job in jobs), wanted)
+    return ServingRun(
+        options=options,
+        served=tuple(
+            Served(
+                tuple(pool.generated[job]),
+                job.arrival,
+                job.admitted,
+                tuple(job.token_times),
+                job.preemptions,
+                job.prefix,
+            )
+            for job in jobs
+        ),
+        steps=tuple(steps),
+        seconds=clock,
+        candidates=pool.candidates,
+        kept=pool.kept,
+    )
 
 
-class _Engine:
-    def __init__(self, packed: PackedModel, trace: Sequence[Request], options: EngineOptions) -> None:
+class _Pool:
+    """The real pool behind the scheduler (``ratedist.scheduling.Blocks``), and the requests' tokens."""
+
+    def __init__(self, packed: PackedModel, requests: dict[Job, Request], options: EngineOptions) -> None:
         config = packed.model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -195,196 +227,107 @@ class _Engine:
         for layer in options.fused_layers:
             if not 0 <= layer < self._layers:
                 raise InputError("fused_layers", layer, f"the model has layers 0 … {self._layers - 1}")
-        for index, request in enumerate(trace):
-            needed = -(-request.tokens // options.block_size) * self._layers
-            if needed > options.pool_blocks:
+        self._size = options.block_size
+        for index, job in enumerate(requests):
+            if self._blocks(job.most) > options.pool_blocks:
                 raise InputError(
                     "pool_blocks",
                     options.pool_blocks,
-                    f"request {index} alone needs {needed} blocks in {self._layers} layers; make it larger",
+                    f"request {index} alone needs {self._blocks(job.most)} blocks in {self._layers} layers; "
+                    "make it larger",
                 )
-        self._packed = packed
-        self._options = options
+        model = packed.model
         self._pool = BlockPool(
-            options.pool_blocks,
-            options.block_size,
-            heads,
-            dim,
-            dtype=packed.model.dtype,
-            device=packed.model.device,
+            options.pool_blocks, self._size, heads, dim, dtype=model.dtype, device=model.device
         )
-        fused = set(options.fused_layers)
         self._cache = ResidentCache(
             [
                 ResidentLayer(
                     self._pool,
-                    threshold=options.threshold if layer in fused else EXACT,
+                    threshold=options.threshold if layer in options.fused_layers else EXACT,
                     criterion=options.criterion,
                     scale=options.scale,
                 )
                 for layer in range(self._layers)
             ]
         )
-        self._prefixes = PrefixIndex(options.block_size)
-        self._coming = deque(_Job(index, request) for index, request in enumerate(trace))
-        self._jobs = list(self._coming)
-        self._waiting: deque[_Job] = deque()
-        self._running: list[_Job] = []
-        self._clock = 0.0
-        self._steps: list[Step] = []
-        self._candidates = self._kept = 0
+        self._options = options
+        self._requests = requests
+        self._numbers: dict[Job, int] = {}
+        self._prefixes = PrefixIndex(self._size)
+        self.generated: dict[Job, list[int]] = {job: [] for job in requests}
+        self.candidates = self.kept = 0
 
-    def run(self, progress: Callable[[int, int], None] | None) -> ServingRun:
-        wanted = sum(job.request.new_tokens for job in self._jobs)
-        while self._coming or self._waiting or self._running:
-            started = time.perf_counter()
-            if not self._waiting and not self._running:
-                self._clock = max(self._clock, self._coming[0].request.arrival)
-            while self._coming and self._coming[0].request.arrival <= self._clock:
-                self._waiting.append(self._coming.popleft())
-            work = self._plan()
-            self._pass(work, started)
-            if progress is not None:
-                progress(sum(len(job.generated) for job in self._jobs), wanted)
-        return ServingRun(
-            options=self._options,
-            served=tuple(
-                Served(
-                    tuple(job.generated),
-                    job.request.arrival,
-                    job.admitted or 0.0,
-                    tuple(job.times),
-                    job.preemptions,
-                    job.prefix_tokens or 0,
-                )
-                for job in self._jobs
-            ),
-            steps=tuple(self._steps),
-            seconds=self._clock,
-            candidates=self._candidates,
-            kept=self._kept,
-        )
+    @property
+    def used(self) -> int:
+        """Blocks in use."""
+        return self._pool.blocks - self._pool.free_blocks
 
-    def _plan(self) -> list[tuple[_Job, int]]:
-        """Who computes how many tokens in the next pass; admits, and preempts where blocks run out."""
-        while True:
-            work = [(job, 1) for job in self._running if len(job.known) - job.held == 1]
-            # Prompts under way go first, in order of admission, then whoever can be admitted.
-            left = self._options.step_tokens - len(work)
-            for job in self._running:
-                missing = len(job.known) - job.held
-                if missing > 1 and left > 0:
-                    work.append((job, min(missing, left)))
-                    left -= work[-1][1]
-            if self._fits(work):
-                break
-            # The others' progress is worth more than that of who came last.
-            self._preempt(self._running[-1])
-        while self._waiting and left > 0 and len(self._running) < self._options.max_batch:
-            job = self._waiting[0]
-            if not self._admit(job):
-                break
-            self._waiting.popleft()
-            self._running.append(job)
-            tokens = min(len(job.known) - job.held, left)
-            work.append((job, tokens))
-            left -= tokens
-        return work
-
-    def _fits(self, work: list[tuple[_Job, int]]) -> bool:
-        needed = sum(
-            layer.blocks_to_extend([job.number or 0 for job, _ in work], [tokens for _, tokens in work])
-            for layer in self._cache.layers
-        )
+    def fits(self, work: Work) -> bool:
+        numbers, tokens = [self._numbers[job] for job, _ in work], [count for _, count in work]
+        needed = sum(layer.blocks_to_extend(numbers, tokens) for layer in self._cache.layers)
         return needed <= self._pool.free_blocks
 
-    def _blocks(self, tokens: int) -> int:
-        """Physical blocks that so many tokens of one request take without sharing."""
-        return -(-tokens // self._options.block_size) * self._layers
-
-    def _admit(self, job: _Job) -> bool:
-        """Give a waiting request a place, if its whole prompt fits beside what is promised to others."""
-        known = job.known
-        shared = self._prefixes.longest(known, job.request.domain) if self._options.share_prefixes else None
-        held = 0 if shared is None else shared[1] * self._options.block_size
-        promised = sum(self._blocks(len(other.known)) - self._blocks(other.held) for other in self._running)
+    def admits(self, job: Job, running: Sequence[Job]) -> bool:
+        promised = sum(self._blocks(other.known) - self._blocks(other.held) for other in running)
         # One block per layer for each request that decodes, so that an admission is not undone at once.
-        spare = self._layers * len(self._running)
-        if (
-            self._running
-            and self._blocks(len(known)) - self._blocks(held) + promised + spare > self._pool.free_blocks
-        ):
-            return False
-        if shared is None:
-            job.number = self._cache.open(domain=job.request.domain)
-        else:
-            job.number = self._cache.fork(*shared)
-        job.held = held
-        job.fused = False
-        if job.admitted is None:
-            job.admitted, job.prefix_tokens = self._clock, held
-        return True
+        spare = self._layers * len(running)
+        found = self._prefix(job)
+        new = self._blocks(job.known) - (found[1] * self._layers if found else 0)
+        return new + promised + spare <= self._pool.free_blocks
 
-    def _preempt(self, job: _Job) -> None:
-        self._release(job)
-        job.preemptions += 1
-        self._waiting.appendleft(job)
+    def place(self, job: Job, running: Sequence[Job]) -> int:
+        found = self._prefix(job)
+        if found is None:
+            self._numbers[job] = self._cache.open(domain=self._requests[job].domain)
+            return 0
+        self._numbers[job] = self._cache.fork(*found)
+        return found[1] * self._size
 
-    def _release(self, job: _Job) -> None:
-        assert job.number is not None
-        self._prefixes.remove(job.number)
-        self._cache.release(job.number)
-        self._running.remove(job)
-        job.number, job.held = None, 0
+    def release(self, job: Job) -> None:
+        number = self._numbers.pop(job)
+        self._prefixes.remove(number)
+        self._cache.release(number)
 
-    def _pass(self, work: list[tuple[_Job, int]], started: float) -> None:
-        numbers = [job.number for job, _ in work if job.number is not None]
-        tokens = [job.known[job.held : job.held + count] for job, count in work]
-        before = time.perf_counter()
-        logits = self._packed.step(self._cache, numbers, tokens)
-        chosen = logits.argmax(dim=1).tolist()
-        seconds = time.perf_counter() - before
-        context = 0
-        blocks = self._pool.blocks - self._pool.free_blocks
-        complete = []
-        for (job, count), token in zip(work, chosen, strict=True):
-            job.held += count
-            context += job.held
-            if self._options.share_prefixes and not job.fused and job.number is not None:
-                self._prefixes.add(job.number, job.known[: job.held], job.request.domain)
-            if job.held == len(job.known):
-                complete.append((job, token))
-        fusing = time.perf_counter()
-        for job, _ in complete:
-            if not job.fused:
-                self._settle(job)
-        fusion_seconds = time.perf_counter() - fusing
-        running = len(self._running)
-        # Everything that was done for this pass counts, scheduling included.
-        self._clock += time.perf_counter() - started
-        for job, token in complete:
-            job.generated.append(token)
-            job.times.append(self._clock)
-            if len(job.generated) == job.request.new_tokens:
-                self._release(job)
-        self._steps.append(
-            Step(
-                seconds=seconds,
-                fusion_seconds=fusion_seconds,
-                new_tokens=sum(count for _, count in work),
-                context_tokens=context,
-                requests=len(work),
-                running=running,
-                blocks=blocks,
-                blocks_after=self._pool.blocks - self._pool.free_blocks,
-            )
+    def compute(self, packed: PackedModel, work: Work) -> Tensor:
+        """Logits after the last token of every job's share of ``work``."""
+        return packed.step(
+            self._cache,
+            [self._numbers[job] for job, _ in work],
+            [self._tokens(job)[job.held : job.held + count] for job, count in work],
         )
 
-    def _settle(self, job: _Job) -> None:
-        """A prompt is in the cache, and is fused with what is there."""
-        assert job.number is not None
-        job.fused = True
+    def note_prefixes(self, work: Work) -> None:
+        """Let other requests find what has been computed of prompts."""
+        if self._options.share_prefixes:
+            for job, _ in work:
+                if not job.prefilled:
+                    tokens = self._tokens(job)[: job.held]
+                    self._prefixes.add(self._numbers[job], tokens, self._requests[job].domain)
+
+    def choose_tokens(self, work: Work, complete: Sequence[Job], logits: Tensor) -> None:
+        """Greedy decoding: the most likely token of every complete job."""
+        row = {job: index for index, (job, _) in enumerate(work)}
+        for job, token in zip(
+            complete, logits[[row[job] for job in complete]].argmax(1).tolist(), strict=True
+        ):
+            self.generated[job].append(token)
+
+    def fuse(self, job: Job) -> None:
+        """A prompt is in the cache: fuse its blocks with what is resident."""
         for layer in self._options.fused_layers:
-            result = self._cache.layers[layer].fuse([job.number])
-            self._candidates += result.candidates
-            self._kept += result.kept
+            result = self._cache.layers[layer].fuse([self._numbers[job]])
+            self.candidates += result.candidates
+            self.kept += result.kept
+
+    def _tokens(self, job: Job) -> tuple[int, ...]:
+        return (*self._requests[job].prompt, *self.generated[job])
+
+    def _prefix(self, job: Job) -> tuple[int, int] | None:
+        if not self._options.share_prefixes:
+            return None
+        return self._prefixes.longest(self._tokens(job), self._requests[job].domain)
+
+    def _blocks(self, tokens: int) -> int:
+        """Blocks that so many tokens of one request take without sharing."""
+        return -(-tokens // self._size) * self._layers

@@ -6,14 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 from ratedist.errors import InputError
 from ratedist.validate.prompts import PromptSet, Tokenizer, encode
 
-__all__ = ["Request", "make_trace", "read_trace"]
+__all__ = ["Request", "check_trace", "make_trace", "read_trace"]
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,9 @@ def read_trace(path: str | Path, tokenizer: Tokenizer) -> list[Request]:
 
 
 def check_trace(trace: Sequence[Request], max_tokens: int | None) -> None:
-    """Raise InputError where a trace is empty, out of order, or longer than the model takes."""
+    """Raise InputError where a trace is empty, or a request longer than the model takes."""
     if not trace:
         raise InputError("trace", [], "holds no request")
-    for index, (before, after) in enumerate(pairwise(trace), start=1):
-        if after.arrival < before.arrival:
-            raise InputError(
-                "trace", after.arrival, f"request {index} arrives before the one ahead of it; sort them"
-            )
     longest = max(range(len(trace)), key=lambda index: trace[index].tokens)
     if max_tokens is not None and trace[longest].tokens > max_tokens:
         raise InputError(
