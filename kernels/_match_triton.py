@@ -7,13 +7,13 @@ module is a ``Matcher`` (``ratedist.kernels.matching``).
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ratedist.errors import InputError
 from ratedist.kernels._blocks_triton import block_norms, block_rows, gather_blocks
 from ratedist.kernels._launch_triton import (
     DTYPES,
@@ -24,7 +24,7 @@ from ratedist.kernels._launch_triton import (
     pool_unit,
     power_of_two,
 )
-from ratedist.kernels.matching import CRITERIA
+from ratedist.kernels.scoring import Scoring
 
 __all__ = ["SPECIALISATIONS", "best_match", "block_norms", "gather_blocks"]
 
@@ -32,20 +32,21 @@ _BEYOND = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _scores(
+def _part_scores(
     pool: tl.tensor,
     norm: tl.tensor,
     row_id: tl.tensor,  # (BLOCK_M,) int64
     col_id: tl.tensor,  # (BLOCK_N,) int64
     dim_units: tl.tensor,
     stride_units: tl.tensor,
+    DISTANCE: tl.constexpr,
     UNIT: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """(BLOCK_M, BLOCK_N) float32 cosine similarities, 0 where a norm is 0."""
+    """(BLOCK_M, BLOCK_N) float32 cosine similarities, or what is left of 1 by half the squared distance."""
     row = row_id * stride_units * UNIT
     col = col_id * stride_units * UNIT
     dim = dim_units * UNIT
@@ -64,26 +65,81 @@ def _scores(
     col_norm = tl.load(norm + col_id)
     row_inverse = tl.where(row_norm > 0, 1.0 / tl.where(row_norm > 0, row_norm, 1.0), 0.0)
     col_inverse = tl.where(col_norm > 0, 1.0 / tl.where(col_norm > 0, col_norm, 1.0), 0.0)
-    return product * row_inverse[:, None] * col_inverse[None, :]
+    similarity = product * row_inverse[:, None] * col_inverse[None, :]
+    if DISTANCE:
+        # s ρ + (1 - ρ²) / 2 in a form that cannot become infinity minus infinity.
+        ratio = row_inverse[:, None] * col_norm[None, :]
+        similarity = ratio * (similarity - 0.5 * ratio) + tl.where(row_norm > 0, 0.5, 0.0)[:, None]
+    return similarity
 
 
-@kernel("k_pool", "v_pool")
+@triton.jit
+def _term_scores(
+    pool: tl.tensor,  # of the first part
+    norms: tl.tensor,  # (parts, norm_stride) float32
+    offset_units: tl.tensor,  # (parts,) int64 from the first part's pool to each one's
+    stride_units: tl.tensor,  # (parts,) int64 from block to block
+    parts: tl.tensor,
+    norm_stride: tl.tensor,
+    row_id: tl.tensor,
+    col_id: tl.tensor,
+    dim_units: tl.tensor,
+    MANY: tl.constexpr,
+    DISTANCE: tl.constexpr,
+    UNIT: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """(BLOCK_M, BLOCK_N) float32 mean over the parts of a term."""
+    stride = tl.load(stride_units)
+    score = _part_scores(
+        pool, norms, row_id, col_id, dim_units, stride, DISTANCE, UNIT, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+    )
+    if MANY:
+        for part in range(1, parts):
+            part_pool = pool + tl.load(offset_units + part) * UNIT
+            stride = tl.load(stride_units + part)
+            norm = norms + part * norm_stride
+            score += _part_scores(
+                part_pool,
+                norm,
+                row_id,
+                col_id,
+                dim_units,
+                stride,
+                DISTANCE,
+                UNIT,
+                UPCAST,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+            )
+        score = score / parts
+    return score
+
+
+@kernel("first_pool", "second_pool")
 def _best_match_kernel(
-    k_pool: tl.tensor,  # (blocks, dim) in rows of k_stride_units
-    v_pool: tl.tensor,  # (blocks, dim) in rows of v_stride_units; not read unless BOTH
-    k_norm: tl.tensor,  # (blocks,) float32
-    v_norm: tl.tensor,  # (blocks,) float32; not read unless BOTH
+    first_pool: tl.tensor,  # first part of the first term
+    second_pool: tl.tensor,  # first part of the second term; not read where there is none
+    norms: tl.tensor,  # (terms * parts, norm_stride) float32
+    offset_units: tl.tensor,  # (terms * parts,) int64 from the first part of the term
+    stride_units: tl.tensor,  # (terms * parts,) int64
     rows: tl.tensor,  # (row_count,) int64 physical ids
     cols: tl.tensor,  # (col_count,) int64 physical ids
     score: tl.tensor,  # (splits, row_count) float32
     position: tl.tensor,  # (splits, row_count) int32
+    parts: tl.int32,
+    norm_stride: tl.int64,
     row_count: tl.int32,
     col_count: tl.int32,
     cols_per_split: tl.int32,
     dim_units: tl.int32,
-    k_stride_units: tl.int64,
-    v_stride_units: tl.int64,
-    BOTH: tl.constexpr,
+    TWO_TERMS: tl.constexpr,
+    MANY: tl.constexpr,
+    DISTANCE: tl.constexpr,
     UNIT: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -99,24 +155,44 @@ def _best_match_kernel(
     for start in range(first, last, BLOCK_N):
         col = start + tl.arange(0, BLOCK_N)
         col_id = tl.load(cols + col, mask=col < last, other=0)
-        tile = _scores(
-            k_pool, k_norm, row_id, col_id, dim_units, k_stride_units, UNIT, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+        tile = _term_scores(
+            first_pool,
+            norms,
+            offset_units,
+            stride_units,
+            parts,
+            norm_stride,
+            row_id,
+            col_id,
+            dim_units,
+            MANY,
+            DISTANCE,
+            UNIT,
+            UPCAST,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
         )
-        if BOTH:
-            values = _scores(
-                v_pool,
-                v_norm,
+        if TWO_TERMS:
+            second = _term_scores(
+                second_pool,
+                norms + parts * norm_stride,
+                offset_units + parts,
+                stride_units + parts,
+                parts,
+                norm_stride,
                 row_id,
                 col_id,
                 dim_units,
-                v_stride_units,
+                MANY,
+                DISTANCE,
                 UNIT,
                 UPCAST,
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_K,
             )
-            tile = tl.minimum(tile, values)
+            tile = tl.minimum(tile, second)
         # Capped before it is compared, so that scores that only rounding tells from 1 tie.
         tile = tl.where((col < last)[None, :], tl.minimum(tile, 1.0), float("-inf"))
         tile_best = tl.max(tile, axis=1)
@@ -130,33 +206,48 @@ def _best_match_kernel(
     tl.store(position + out, best_at, mask=row < row_count)
 
 
+_FORMS = {
+    (1, False, False): "keys",
+    (2, False, False): "both",
+    (1, True, False): "mean",
+    (1, True, True): "distance",
+    (2, True, False): "both of layers",
+}
+"""(terms, several parts, distance) of a scoring, and the criterion that has this form; keys of several
+layers are a mean too."""
+
+
 @functools.cache
-def _specialisation(dtype: torch.dtype, criterion: str) -> Specialisation:
-    pool, norm, ids = f"*{DTYPES[dtype]}", "*fp32", "*i64"
+def _specialisation(dtype: torch.dtype, form: tuple[int, bool, bool]) -> Specialisation:
+    pool, ids = f"*{DTYPES[dtype]}", "*i64"
     low = dtype != torch.float32
+    terms, many, distance = form
     return Specialisation(
         kernel=_best_match_kernel,
-        name=f"best_match[{criterion}]",
+        name=f"best_match[{_FORMS[form]}]",
         dtype=dtype,
         types={
-            "k_pool": pool,
-            "v_pool": pool,
-            "k_norm": norm,
-            "v_norm": norm,
+            "first_pool": pool,
+            "second_pool": pool,
+            "norms": "*fp32",
+            "offset_units": ids,
+            "stride_units": ids,
             "rows": ids,
             "cols": ids,
             "score": "*fp32",
             "position": "*i32",
+            "parts": "i32",
+            "norm_stride": "i64",
             "row_count": "i32",
             "col_count": "i32",
             "cols_per_split": "i32",
             "dim_units": "i32",
-            "k_stride_units": "i64",
-            "v_stride_units": "i64",
         },
-        aligned=("k_pool", "v_pool"),
+        aligned=("first_pool", "second_pool"),
         constexprs={
-            "BOTH": criterion == "both",
+            "TWO_TERMS": terms == 2,
+            "MANY": many,
+            "DISTANCE": distance,
             "UNIT": UNIT,
             "UPCAST": False,
             # float32 is multiplied on ordinary cores; a wider tile spills registers there.
@@ -170,63 +261,49 @@ def _specialisation(dtype: torch.dtype, criterion: str) -> Specialisation:
     )
 
 
-SPECIALISATIONS = tuple(_specialisation(dtype, criterion) for dtype in DTYPES for criterion in CRITERIA)
+SPECIALISATIONS = tuple(_specialisation(dtype, form) for dtype in DTYPES for form in _FORMS)
 """Everything that the launcher below can pick."""
 
 
-def best_match(
-    k: Tensor, v: Tensor, k_norm: Tensor, v_norm: Tensor, rows: Tensor, cols: Tensor, criterion: str
-) -> tuple[Tensor, Tensor]:
+def best_match(scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
     """Best match of every row block among the column blocks; see ``Matcher.best_match``.
 
     Args:
-        k: (blocks, block_size, kv_heads, head_dim) pool of keys, each block dense in memory.
-        v: pool of values, of the same shape and dtype; may be spaced differently.
-        k_norm: (blocks,) float32.
-        v_norm: (blocks,) float32.
+        scoring: over pools each of whose blocks is dense in memory; they may be spaced differently.
         rows: (n_rows,) int64 physical ids, not checked.
         cols: (n_cols,) int64 physical ids, not checked.
-        criterion: "keys" or "both".
 
     Returns:
         score: (n_rows,) float32; -inf where ``cols`` is empty.
         position: (n_rows,) int64, the lowest position in ``cols`` with that score; -1 where empty.
 
     Raises:
-        InputError: an unknown criterion, or a pool that the kernels cannot read.
+        InputError: a pool that the kernels cannot read.
     """
-    if criterion not in CRITERIA:
-        raise InputError("criterion", criterion, f"must be one of {', '.join(CRITERIA)}")
-    k_rows, v_rows = block_rows("k", k), block_rows("v", v)
-    dim = k_rows.shape[1]
-    unit = min(
-        pool_unit("k", k_rows, k_rows.stride(0), dim),
-        pool_unit("v", v_rows, v_rows.stride(0), dim),
-    )
+    operands = _operands(scoring)
+    dtype, device = scoring.first.dtype, scoring.first.device
     row_count, col_count = rows.shape[0], cols.shape[0]
-    specialisation = _specialisation(k.dtype, criterion)
+    form = (len(scoring.terms), len(scoring.terms[0]) > 1, scoring.distance)
+    specialisation = _specialisation(dtype, form)
     if INTERPRETED:
         specialisation = specialisation.with_constexprs(
-            UNIT=unit,
-            UPCAST=k.dtype == torch.bfloat16,
+            UNIT=operands.unit,
+            UPCAST=dtype == torch.bfloat16,
             # As large as the data, as operations are what the interpreter takes time for; loads of 2^19.
             BLOCK_M=power_of_two(row_count, 16, 128),
             BLOCK_N=power_of_two(col_count, 16, 128),
-            BLOCK_K=power_of_two(dim, 16, 4096),
+            BLOCK_K=power_of_two(operands.dim, 16, 4096),
         )
     tile = specialisation.constexprs
     row_tiles = triton.cdiv(row_count, tile["BLOCK_M"])
     col_tiles = triton.cdiv(col_count, tile["BLOCK_N"])
-    splits = _splits(row_tiles, col_tiles, k.device)
+    splits = _splits(row_tiles, col_tiles, device)
     cols_per_split = triton.cdiv(col_tiles, splits) * tile["BLOCK_N"]
-    score = torch.empty((splits, row_count), dtype=torch.float32, device=k.device)
-    position = torch.empty((splits, row_count), dtype=torch.int32, device=k.device)
+    score = torch.empty((splits, row_count), dtype=torch.float32, device=device)
+    position = torch.empty((splits, row_count), dtype=torch.int32, device=device)
     specialisation.launch(
         (row_tiles, splits),
-        k_pool=k_rows,
-        v_pool=v_rows,
-        k_norm=k_norm.contiguous(),
-        v_norm=v_norm.contiguous(),
+        **operands.arguments,
         rows=rows.contiguous(),
         cols=cols.contiguous(),
         score=score,
@@ -234,9 +311,6 @@ def best_match(
         row_count=row_count,
         col_count=col_count,
         cols_per_split=cols_per_split,
-        dim_units=dim // unit,
-        k_stride_units=k_rows.stride(0) // unit,
-        v_stride_units=v_rows.stride(0) // unit,
     )
     if splits == 1:
         return score[0], position[0].long()
@@ -244,6 +318,58 @@ def best_match(
     best = score.amax(dim=0)
     beyond = torch.iinfo(torch.int32).max
     return best, position.masked_fill(score < best, beyond).amin(dim=0).long()
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Pools and norms of a scoring as the kernels take them.
+
+    Attributes:
+        arguments: of the kernel.
+        unit: elements in which strides and extents are counted.
+        dim: scalars per block.
+    """
+
+    arguments: dict[str, Tensor | int]
+    unit: int
+    dim: int
+
+
+def _operands(scoring: Scoring) -> _Operands:
+    """Pools of a term are told by how far they lie from its first one, which names them all in one kernel.
+
+    Raises:
+        InputError: a pool that the kernels cannot read.
+    """
+    parts = [part for term in scoring.terms for part in term]
+    # Keys come first in every criterion, then values.
+    names = ["k" if n < scoring.layers else "v" for n in range(len(parts))]
+    flat = [block_rows(name, part.pool) for name, part in zip(names, parts, strict=True)]
+    dim, size, device = flat[0].shape[1], flat[0].element_size(), scoring.first.device
+    per_term = len(scoring.terms[0])
+    offsets = [(view.data_ptr() - flat[n - n % per_term].data_ptr()) // size for n, view in enumerate(flat)]
+    unit = min(
+        pool_unit(name, view, view.stride(0), dim, offset)
+        for name, view, offset in zip(names, flat, offsets, strict=True)
+    )
+    blocks = min(len(part.norm) for part in parts)
+    norms = torch.stack([part.norm[:blocks] for part in parts]) if len(parts) > 1 else parts[0].norm[None]
+    return _Operands(
+        {
+            "first_pool": flat[0],
+            "second_pool": flat[-per_term],
+            "norms": norms.contiguous(),
+            "offset_units": torch.tensor([n // unit for n in offsets], dtype=torch.int64, device=device),
+            "stride_units": torch.tensor(
+                [view.stride(0) // unit for view in flat], dtype=torch.int64, device=device
+            ),
+            "parts": per_term,
+            "norm_stride": blocks,
+            "dim_units": dim // unit,
+        },
+        unit,
+        dim,
+    )
 
 
 def _splits(row_tiles: int, col_tiles: int, device: torch.device) -> int:

@@ -16,6 +16,8 @@ from ratedist.kernels.driver import fuse_with
 from ratedist.kernels.fuse import VARIANTS, Fusion, check_options, fuse, matcher_of
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.kernels.matching import Matcher
+from ratedist.kernels.options import FuseOptions
+from ratedist.kernels.scoring import Scoring
 from ratedist.kernels.triton_support import choose_backend
 
 __all__ = [
@@ -121,11 +123,9 @@ class _Counting:
     def gather_blocks(self, pool: Tensor, ids: Tensor) -> Tensor:
         return self._matcher.gather_blocks(pool, ids)
 
-    def best_match(
-        self, k: Tensor, v: Tensor, k_norm: Tensor, v_norm: Tensor, rows: Tensor, cols: Tensor, criterion: str
-    ) -> tuple[Tensor, Tensor]:
+    def best_match(self, scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         self.shapes.append((len(rows), len(cols)))
-        return self._matcher.best_match(k, v, k_norm, v_norm, rows, cols, criterion)
+        return self._matcher.best_match(scoring, rows, cols)
 
 
 def needed_products(
@@ -138,7 +138,7 @@ def needed_products(
     nodes (tree). No score is computed twice and none is spared.
     """
     counting = _Counting(matcher)
-    fuse_with(counting, layer, threshold, variant, criterion, "own-norm")
+    fuse_with(counting, layer, FuseOptions(threshold, variant, criterion))
     return counting.shapes
 
 
@@ -148,7 +148,7 @@ def replay(layer: PagedLayer, shapes: list[tuple[int, int]], criterion: str = "k
     Nothing is gathered, scaled or compared. Products larger than 2048 × 2048 are cut, for their result
     need not be held whole; smaller tiles, or one product per unit, would be slower and the floor softer.
     """
-    pools = (layer.k, layer.v) if criterion == "both" else (layer.k,)
+    pools = (layer.k,) if criterion == "keys" else (layer.k, layer.v)
     out = torch.empty(_REPLAY_TILE * _REPLAY_TILE, device=layer.k.device)
     for pool in pools:
         flat = pool.view(pool.shape[0], -1)

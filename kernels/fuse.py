@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 from ratedist.errors import InputError
 from ratedist.kernels.driver import fuse_with
 from ratedist.kernels.layout import FusedLayer, PagedLayer
-from ratedist.kernels.matching import CRITERIA, Matcher
+from ratedist.kernels.matching import Matcher
+from ratedist.kernels.options import VARIANTS, FuseOptions
 from ratedist.kernels.result import Fusion
 from ratedist.kernels.scales import SCALES
+from ratedist.kernels.scoring import CRITERIA
 from ratedist.kernels.triton_support import choose_backend
 
 __all__ = ["BACKENDS", "CRITERIA", "SCALES", "VARIANTS", "Fusion", "check_options", "fuse", "matcher_of"]
 
-VARIANTS = ("leader", "tree")
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
 
@@ -55,7 +54,7 @@ def fuse(
         layer: paged keys and values. Every token within a request's length must be finite.
         threshold: blocks fuse where their score exceeds this; within [-1, 1].
         variant: one of ``VARIANTS``.
-        criterion: one of ``CRITERIA``.
+        criterion: one of ``CRITERIA``, see ``ratedist.kernels.scoring``.
         scale: one of ``SCALES``: what a member's reading is multiplied with, see ``ratedist.kernels.scales``.
         backend: one of ``BACKENDS``. ``"auto"`` is ``"triton"`` for a layer on a GPU and ``"cpu"``
             otherwise; ``"reference"`` is slow, and holds whole similarity matrices.
@@ -74,32 +73,20 @@ def fuse(
             "was fused with rotary positions or means taken away, so its blocks are not what is stored: fuse "
             "the layer before that fusion, or what materialise (ratedist.kernels.materialise) makes of it",
         )
-    threshold = check_options(threshold, variant, criterion, scale)
+    options = FuseOptions(threshold, variant, criterion, scale)
     chosen = choose_backend(backend, layer.k.device, BACKENDS)
     if chosen == "reference":
         from ratedist.kernels.reference import fuse_reference
 
-        return fuse_reference(layer, threshold, variant, criterion, scale, layer_name)
-    return fuse_with(matcher_of(chosen), layer, threshold, variant, criterion, scale, layer_name)
+        return fuse_reference(layer, options, layer_name)
+    return fuse_with(matcher_of(chosen), layer, options, layer_name)
 
 
 def check_options(
     threshold: float, variant: str = "leader", criterion: str = "keys", scale: str = "own-norm"
 ) -> float:
     """The threshold as a float; raises InputError where an option is not one that ``fuse`` accepts."""
-    for argument, value, known in (
-        ("variant", variant, VARIANTS),
-        ("criterion", criterion, CRITERIA),
-        ("scale", scale, SCALES),
-    ):
-        if value not in known:
-            raise InputError(argument, value, f"must be one of {', '.join(known)}")
-    if isinstance(threshold, bool) or not isinstance(threshold, Real):
-        raise InputError("threshold", threshold, "must be a number within [-1, 1]")
-    threshold = float(threshold)
-    if not -1 <= threshold <= 1:  # NaN fails this too
-        raise InputError("threshold", threshold, "must lie within [-1, 1], the range of a cosine similarity")
-    return threshold
+    return float(FuseOptions(threshold, variant, criterion, scale).threshold)
 
 
 def matcher_of(backend: str) -> Matcher:

@@ -6,10 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["CRITERIA", "Matcher"]
+from ratedist.kernels.scoring import Scoring
 
-CRITERIA = ("keys", "both")
-"""Scores of two blocks: cosine similarity of their keys, or the lower one of keys and values."""
+__all__ = ["Matcher"]
 
 
 class Matcher(Protocol):
@@ -24,33 +23,17 @@ class Matcher(Protocol):
         """(blocks,) float32: Euclidean norm of every block of ``pool``; NaN or infinity where a block
         holds one (unused blocks of a pool may)."""
 
-    def best_match(
-        self,
-        k: Tensor,
-        v: Tensor,
-        k_norm: Tensor,
-        v_norm: Tensor,
-        rows: Tensor,
-        cols: Tensor,
-        criterion: str,
-    ) -> tuple[Tensor, Tensor]:
+    def best_match(self, scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         """Best match of every row block among the column blocks.
 
-        The similarity of two blocks is <x, y> / (|x| |y|), and 0 where either norm is 0; it counts as
-        min(similarity, 1). The score is the similarity of the keys (``"keys"``) or the lower one of the
-        similarities of keys and values (``"both"``). Values are not read for ``"keys"``.
-
         Args:
-            k: pool of keys.
-            v: pool of values.
-            k_norm: (blocks,) float32, as ``block_norms(k)`` returns it.
-            v_norm: (blocks,) float32, as ``block_norms(v)`` returns it.
+            scoring: how a row, as the member, is scored against a column, as its representative. Only
+                the pools that it names are read.
             rows: (n_rows,) int64 physical ids.
             cols: (n_cols,) int64 physical ids, in logical order.
-            criterion: one of ``CRITERIA``.
 
         Returns:
-            score: (n_rows,) float32, the best score over ``cols``; -inf where ``cols`` is empty.
+            score: (n_rows,) float32, the best score over ``cols``, at most 1; -inf where ``cols`` is empty.
             position: (n_rows,) int64, the lowest position in ``cols`` that attains it; -1 where empty.
 
         Never stores more than a tile of the (n_rows, n_cols) matrix.

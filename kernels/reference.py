@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.options import FuseOptions
 from ratedist.kernels.result import Fusion
 
 __all__ = ["fuse_reference"]
@@ -19,13 +20,10 @@ __all__ = ["fuse_reference"]
 
 def fuse_reference(
     layer: PagedLayer | FusedLayer,
-    threshold: float,
-    variant: str,
-    criterion: str,
-    scale: str,
+    options: FuseOptions,
     layer_name: str | int | None = None,
 ) -> Fusion:
-    """``ratedist.kernels.fuse.fuse`` with arguments that have been checked.
+    """``ratedist.kernels.fuse.fuse`` with options that have been checked.
 
     Raises:
         InputError: a block holds NaN or infinity, or its norm is beyond float32.
@@ -61,20 +59,18 @@ def fuse_reference(
     first = {a: first[holder[domain[a], physical[a]]] for a in candidates}
 
     # Step 2: the distinct blocks, request by request.
-    similarity = _similarity_matrix(candidates, k)
-    if criterion == "both":
-        similarity = torch.minimum(similarity, _similarity_matrix(candidates, v))
+    matrix = _score_matrix(candidates, k, v, options.criterion)
     index = {a: n for n, a in enumerate(candidates)}
 
     def score(a: int, b: int) -> float:
-        return min(float(similarity[index[a], index[b]]), 1.0)
+        return min(float(matrix[index[a], index[b]]), 1.0)
 
-    limit = float(torch.tensor(threshold, dtype=torch.float32))
+    limit = float(torch.tensor(options.threshold, dtype=torch.float32))
     absorber = dict(first)
     for d in sorted(set(domain.values())):
         members = sorted({request[a] for a in candidates if domain[a] == d})
         units = [[a for a in candidates if request[a] == i and first[a] == a] for i in members]
-        if variant == "leader":
+        if options.variant == "leader":
             kept: list[int] = []
             for unit in units:
                 kept = kept + _survivors(unit, kept, score, limit, absorber)
@@ -113,8 +109,8 @@ def fuse_reference(
             scores[i, b] = 1.0
             if first.get(a, a) != root:
                 scores[i, b] = score(first[a], root)
-                k_scale[i, b] *= _scale(k[a], k[root], scale)
-                v_scale[i, b] *= _scale(v[a], v[root], scale)
+                k_scale[i, b] *= _scale(k[a], k[root], options.scale)
+                v_scale[i, b] *= _scale(v[a], v[root], options.scale)
 
     return Fusion(
         layer=FusedLayer(
@@ -155,16 +151,38 @@ def _survivors(
     return survivors
 
 
-def _similarity_matrix(candidates: list[int], vector: dict[int, Tensor]) -> Tensor:
-    """(n, n) cosine similarities; 0 where a vector is zero."""
+def _score_matrix(
+    candidates: list[int], k: dict[int, Tensor], v: dict[int, Tensor], criterion: str
+) -> Tensor:
+    """(n, n) scores of every candidate as a member of every other."""
     if not candidates:
         return torch.zeros(0, 0)
+    part = _nearness_matrix if criterion == "distance" else _similarity_matrix
+    keys = part(candidates, k)
+    if criterion == "keys":
+        return keys
+    values = part(candidates, v)
+    return torch.minimum(keys, values) if criterion == "both" else (keys + values) / 2
+
+
+def _similarity_matrix(candidates: list[int], vector: dict[int, Tensor]) -> Tensor:
+    """(n, n) cosine similarities; 0 where a vector is zero."""
     rows = torch.stack([vector[a] for a in candidates])
     norm = rows.norm(dim=1)
     similarity = (rows @ rows.T) / norm[:, None] / norm[None, :]
     similarity[norm == 0, :] = 0.0
     similarity[:, norm == 0] = 0.0
     return similarity.cpu()
+
+
+def _nearness_matrix(candidates: list[int], vector: dict[int, Tensor]) -> Tensor:
+    """(n, n): 1 - ½ ‖x - y‖² / ‖x‖² of row x and column y; 0 where x is zero."""
+    rows = torch.stack([vector[a] for a in candidates])
+    nearness = torch.zeros(len(rows), len(rows))
+    for n, x in enumerate(rows):
+        if x.any():
+            nearness[n] = (1 - (x - rows).norm(dim=1).div(x.norm()).square() / 2).cpu()
+    return nearness
 
 
 def _scale(member: Tensor, representative: Tensor, rule: str) -> float:

@@ -15,6 +15,7 @@ from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer
 from ratedist.kernels.pool import BlockPool
 from ratedist.kernels.restore import restore_blocks
 from ratedist.kernels.scales import member_scales
+from ratedist.kernels.scoring import Part, Pools, make_scoring
 from ratedist.kernels.triton_support import choose_backend
 
 __all__ = ["BACKENDS", "Absorbed", "ResidentFusion", "ResidentLayer"]
@@ -118,7 +119,6 @@ class ResidentLayer:
         limit = check_options(threshold, "leader", criterion, scale)
         # Rounded as ``fuse`` does it, so that a comparison means the same on every backend.
         self._limit = float(torch.tensor(limit, dtype=torch.float32))
-        self._criterion = criterion
         self._scale = scale
         self._matcher = matcher_of(choose_backend(backend, pool.k.device, BACKENDS))
         self._pool = pool
@@ -129,6 +129,9 @@ class ResidentLayer:
         self._index = ContentIndex()
         norms = torch.zeros(2, pool.blocks, dtype=torch.float32, device=pool.k.device)
         self._k_norm, self._v_norm = norms[0], norms[1]
+        self._scoring = make_scoring(
+            criterion, [Pools(Part(pool.k, self._k_norm), Part(pool.v, self._v_norm))]
+        )
 
     @property
     def pool(self) -> BlockPool:
@@ -428,9 +431,7 @@ class ResidentLayer:
         device = self._pool.k.device
         rows = torch.tensor([block for block, _ in left], dtype=torch.int64, device=device)
         cols = torch.tensor(others, dtype=torch.int64, device=device)
-        score, position = self._matcher.best_match(
-            self._pool.k, self._pool.v, self._k_norm, self._v_norm, rows, cols, self._criterion
-        )
+        score, position = self._matcher.best_match(self._scoring, rows, cols)
         taken = torch.nonzero(score > self._limit).flatten()
         members, leaders = rows[taken], cols[position[taken]]
         k_scale = member_scales(self._pool.k, self._k_norm, members, leaders, self._scale)

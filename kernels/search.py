@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
+from ratedist.kernels.assemble import assemble, distinct_scales
 from ratedist.kernels.buckets import sort_buckets
 from ratedist.kernels.candidates import check_scales, find_candidates, usable_norms
-from ratedist.kernels.driver import assemble, distinct_scales
 from ratedist.kernels.exact import first_equal
 from ratedist.kernels.fuse import check_options, matcher_of
 from ratedist.kernels.hashing import Hashing, choose_hashing
@@ -21,6 +21,7 @@ from ratedist.kernels.triton_support import choose_backend
 
 __all__ = ["HashedFusion", "Hashing", "choose_hashing", "fuse_hashed"]
 
+_CRITERIA = ("keys", "both")
 _LEAST_BUDGET = 10_000_000
 _BUDGET_PER_BLOCK = 100
 
@@ -89,6 +90,13 @@ def fuse_hashed(
     """
     if not isinstance(layer, PagedLayer | FusedLayer):
         raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")
+    if criterion not in _CRITERIA:
+        raise InputError(
+            "criterion",
+            criterion,
+            f"must be one of {', '.join(_CRITERIA)}: others may exceed the threshold where the keys, which "
+            "are hashed, do not; use fuse",
+        )
     threshold = check_options(threshold, "leader", criterion, scale)
     if hashing is not None and not isinstance(hashing, Hashing):
         raise InputError("hashing", hashing, "must be a Hashing, or None to have one chosen")

@@ -104,7 +104,7 @@ def layers(draw: st.DrawFn, *, ties: bool = True, domains: bool = True) -> Paged
 
 thresholds = st.one_of(st.floats(0.3, 0.95), st.sampled_from([-1.0, -0.5, 0.0, 0.999, 1.0]))
 variants = st.sampled_from(["leader", "tree"])
-criteria = st.sampled_from(["keys", "both"])
+criteria = st.sampled_from(["keys", "both", "mean", "distance"])
 scales = st.sampled_from(["own-norm", "raw", "projection"])
 
 
@@ -207,13 +207,36 @@ def similarities(pool: Tensor, entries: Tensor, logical: list[int]) -> Tensor:
     return (rows @ rows.T).clamp(max=1.0)
 
 
-def score_matrix(layer: PagedLayer, criterion: str) -> Tensor:
-    """(n, n) float64 scores of the candidates."""
-    logical, entries = full_blocks(layer), layer.table.entries
-    score = similarities(layer.k, entries, logical)
+def score_oracle(k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, criterion: str) -> Tensor:
+    """(rows, cols) float64 scores of blocks by physical id, a row as the member of a column; at most 1."""
+
+    def cosine(pool: Tensor) -> Tensor:
+        units = []
+        for ids in (rows, cols):
+            flat = pool[ids].flatten(1).double()
+            norm = flat.norm(dim=1, keepdim=True)
+            units.append(torch.where(norm > 0, flat / norm, 0.0))
+        return units[0] @ units[1].T
+
+    def nearness(pool: Tensor) -> Tensor:
+        x, y = (pool[ids].flatten(1).double() for ids in (rows, cols))
+        power = x.square().sum(1)[:, None]
+        squared = (x[:, None] - y[None, :]).square().sum(2)
+        return torch.where(power > 0, 1 - squared / power / 2, 0.0)
+
+    part = nearness if criterion == "distance" else cosine
+    score = part(k)
     if criterion == "both":
-        score = torch.minimum(score, similarities(layer.v, entries, logical))
-    return score
+        score = torch.minimum(score, part(v))
+    elif criterion in ("mean", "distance"):
+        score = (score + part(v)) / 2
+    return score.clamp(max=1.0)
+
+
+def score_matrix(layer: PagedLayer, criterion: str) -> Tensor:
+    """(n, n) float64 scores of the candidates, a row as the member of a column."""
+    ids = layer.table.entries.flatten()[full_blocks(layer)].long()
+    return score_oracle(layer.k, layer.v, ids, ids, criterion)
 
 
 def byte_groups(layer: PagedLayer) -> list[list[int]]:

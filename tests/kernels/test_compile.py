@@ -33,7 +33,7 @@ def test_every_kernel_compiles(target: str) -> None:
     kernels = json.loads(done.stdout)["kernels"]
     shown = {(kernel["name"], kernel["dtype"]) for kernel in kernels}
     floats = {"float32", "float16", "bfloat16"}
-    names = ("block_norms", "best_match[keys]", "best_match[both]", "paged_decode[64]")
+    names = ("block_norms", "best_match[keys]", "best_match[distance]", "paged_decode[64]")
     assert shown >= {(name, dtype) for name in (*names, "paged_decode[256]") for dtype in floats}
     assert len(shown) == len(kernels) == len(compiling.specialisations())
     for kernel in kernels:
@@ -62,7 +62,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
-from ratedist.kernels import _attention_triton, _launch_triton, _match_triton, compile as compiling
+from ratedist.kernels import _attention_triton, _launch_triton, _match_triton, compile as compiling, scoring
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 
 known = compiling.specialisations()
@@ -106,8 +106,10 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for count in (1, 16, 33):
             ids = torch.zeros(count + 1, dtype=torch.int64)[1:]
             _match_triton.gather_blocks(pool, ids)
-            for criterion in ("keys", "both"):
-                _match_triton.best_match(pool, pool, norm, norm, ids, ids, criterion)
+            one = scoring.Pools(scoring.Part(pool, norm), scoring.Part(pool, norm))
+            for criterion in scoring.CRITERIA:
+                for layers in ([one], [one, one]):
+                    _match_triton.best_match(scoring.make_scoring(criterion, layers), ids, ids)
 missed = [known[i].name for i in range(len(known)) if i not in seen]
 assert not missed, missed
 

@@ -42,7 +42,7 @@ def restored(layer: FusedLayer, logical: int) -> tuple[torch.Tensor, torch.Tenso
 def same_fusion(a: Fusion, b: Fusion) -> None:
     for name in FIELDS[:2]:
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-    torch.testing.assert_close(a.score, b.score, rtol=0, atol=2e-6)
+    torch.testing.assert_close(a.score, b.score, rtol=5e-6, atol=2e-6)
     assert (a.candidates, a.kept, a.exact) == (b.candidates, b.kept, b.exact)
     assert torch.equal(a.layer.table.entries, b.layer.table.entries)
     torch.testing.assert_close(a.layer.k_scale, b.layer.k_scale, rtol=1e-5, atol=2e-6)
@@ -168,7 +168,7 @@ def test_scores_are_those_against_the_final_representative(
         first = next((group[0] for group in byte_groups(layer) if a in group), a)
         if root == first:
             expected = 1.0
-        assert abs(float(fusion.score.flatten()[a]) - expected) < CLOSE
+        assert abs(float(fusion.score.flatten()[a]) - expected) < CLOSE * max(1.0, abs(expected))
 
 
 @on_every_backend(layers(), thresholds, variants, criteria)
@@ -287,7 +287,7 @@ def test_padding_and_the_order_of_the_pool_do_not_matter(
         assert torch.equal(ours, other), name
     assert (fusion.candidates, fusion.kept, fusion.exact) == (moved.candidates, moved.kept, moved.exact)
     assert moved.representative[::2].eq(-1).all()
-    torch.testing.assert_close(fusion.score, moved.score[1::2, :max_blocks], rtol=0, atol=2e-6)
+    torch.testing.assert_close(fusion.score, moved.score[1::2, :max_blocks], rtol=5e-6, atol=2e-6)
     for a in full_blocks(layer):
         b = (2 * (a // max_blocks) + 1) * wide + a % max_blocks
         for x, y in zip(restored(fusion.layer, a), restored(moved.layer, b), strict=True):

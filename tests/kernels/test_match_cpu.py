@@ -8,12 +8,13 @@ from caches import generator
 from closeness import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import DTYPES
+from strategies import DTYPES, score_oracle
 from torch import Tensor
 
 from ratedist.kernels import _match_cpu
 from ratedist.kernels._match_cpu import best_match, block_norms, gather_blocks, tile_shape
 from ratedist.kernels.allocations import peak_extra_bytes
+from ratedist.kernels.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
 
 SHAPE = (3, 2, 5)
 CPU = torch.device("cpu")
@@ -26,31 +27,21 @@ def pools(blocks: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tup
     return k, torch.randn(blocks, *SHAPE, generator=random).to(dtype)
 
 
-def oracle(k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, criterion: str) -> Tensor:
-    """(rows, cols) float64 scores."""
-
-    def cosine(pool: Tensor) -> Tensor:
-        flat = pool.flatten(1).double()
-        flat = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        return flat[rows] @ flat[cols].T
-
-    score = cosine(k)
-    if criterion == "both":
-        score = torch.minimum(score, cosine(v))
-    return score.clamp(max=1.0)
+def scoring(k: Tensor, v: Tensor, criterion: str) -> Scoring:
+    return make_scoring(criterion, [Pools(Part(k, block_norms(k)), Part(v, block_norms(v)))])
 
 
 def match(k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, criterion: str) -> tuple[Tensor, Tensor]:
-    return best_match(k, v, block_norms(k), block_norms(v), rows, cols, criterion)
+    return best_match(scoring(k, v, criterion), rows, cols)
 
 
 @pytest.mark.parametrize("tile", [(2, 3), (4, 1), (1024, 256)])
-@pytest.mark.parametrize("criterion", ["keys", "both"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_best_match_over_tiles_of_any_size(
     monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int], criterion: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(_match_cpu, "tile_shape", lambda pool, criterion: tile)
+    monkeypatch.setattr(_match_cpu, "tile_shape", lambda scoring: tile)
 
     @settings(max_examples=15)
     @given(st.integers(0, 11), st.integers(0, 11), st.booleans(), st.integers(0, 100))
@@ -66,10 +57,11 @@ def test_best_match_over_tiles_of_any_size(
             assert score.eq(-torch.inf).all()
             assert position.eq(-1).all()
             return
-        expected = oracle(k, v, rows, cols, criterion)
-        torch.testing.assert_close(score.double(), expected.max(dim=1).values, rtol=0, atol=1e-6)
+        expected = score_oracle(k, v, rows, cols, criterion)
+        best = expected.max(dim=1).values
+        torch.testing.assert_close(score.double(), best, rtol=1e-6, atol=1e-6)
         chosen = expected.gather(1, position[:, None]).flatten()
-        torch.testing.assert_close(chosen, expected.max(dim=1).values, rtol=0, atol=1e-6)
+        torch.testing.assert_close(chosen, best, rtol=1e-6, atol=1e-6)
 
     run()
 
@@ -79,7 +71,7 @@ def test_best_match_over_tiles_of_any_size(
 def test_equal_scores_go_to_the_lowest_position(
     monkeypatch: pytest.MonkeyPatch, criterion: str, tile: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(_match_cpu, "tile_shape", lambda pool, criterion: tile)
+    monkeypatch.setattr(_match_cpu, "tile_shape", lambda scoring: tile)
     k, v = pools(10)
     for copy, factor in ((5, 2.0), (6, 0.5), (8, 4.0)):
         k[copy], v[copy] = factor * k[2], factor * v[2]
@@ -91,8 +83,8 @@ def test_equal_scores_go_to_the_lowest_position(
 def test_scores_above_one_are_clipped_before_they_compete() -> None:
     below, above = 1.0 - 2**-24, 1.0 + 2**-23
     tile = torch.tensor([[below, 1.0, above], [above, 1.0, below], [0.1, 0.3, 0.2]])
-    for parts in (1, 2):
-        best, position = _match_cpu._row_best([tile.clone() for _ in range(parts)], [torch.ones(3)] * parts)
+    for terms, factor in ((1, torch.ones(3)), (1, None), (2, None)):
+        best, position = _match_cpu._row_best([tile.clone() for _ in range(terms)], factor)
         assert best.tolist() == pytest.approx([1.0, 1.0, 0.3])
         assert float(best.max()) == 1.0
         assert position.tolist() == [1, 0, 1]
@@ -126,22 +118,36 @@ def test_norms_against_float64(dtype: torch.dtype) -> None:
 
 def test_neighbouring_blocks_are_read_in_place() -> None:
     k, v = pools(400)
-    norms = block_norms(k), block_norms(v)
+    keys = scoring(k, v, "keys")
     rows, cols = torch.arange(200), torch.arange(200, 400)
-    in_place = peak_extra_bytes(lambda: best_match(k, v, *norms, rows, cols, "keys"), CPU)
-    gathered = peak_extra_bytes(lambda: best_match(k, v, *norms, rows.flip(0), cols.flip(0), "keys"), CPU)
+    in_place = peak_extra_bytes(lambda: best_match(keys, rows, cols), CPU)
+    gathered = peak_extra_bytes(lambda: best_match(keys, rows.flip(0), cols.flip(0)), CPU)
     # A gathered tile holds at least its rows in float32.
-    assert gathered - in_place >= 4 * 30 * sum(min(side, 200) for side in tile_shape(k, "keys"))
+    assert gathered - in_place >= 4 * 30 * sum(min(side, 200) for side in tile_shape(keys))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("criterion", ["keys", "both"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_tiles_keep_within_their_share(dtype: torch.dtype, criterion: str) -> None:
     for blocks in (512, 4096, 100_000):
         pool = torch.empty(blocks, 16, 3, 64, dtype=dtype, device="meta")
-        rows, cols = tile_shape(pool, criterion)
-        parts = 2 if criterion == "both" else 1
-        used = 4 * parts * ((rows + cols) * 3072 + rows * cols)
+        part = Part(pool, torch.empty(blocks, device="meta"))
+        rows, cols = tile_shape(make_scoring(criterion, [Pools(part, part)]))
+        parts = 1 if criterion == "keys" else 2
+        used = 4 * ((parts * rows + cols) * 3072 + parts * rows * cols)
         assert used <= 0.09 * 2 * pool.numel() * pool.element_size() or (rows, cols) == (16, 16)
     # Of a large pool the largest tile is taken.
     assert (rows, cols) == (1024, 256)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_working_memory_is_what_the_tile_says(criterion: str) -> None:
+    k, v = (torch.randn(1500, 16, 2, 16, generator=generator(seed)) for seed in (1, 2))
+    scored = scoring(k, v, criterion)
+    order = torch.randperm(1500, generator=generator(3))
+    rows, cols = tile_shape(scored)
+    parts = 1 if criterion == "keys" else 2
+    extra = peak_extra_bytes(lambda: best_match(scored, order[:900], order[900:]), CPU)
+    tile = 4 * ((parts * rows + cols) * 512 + parts * rows * cols)
+    # Beyond the tile, vectors with a number per row or column, and the terms' minimum is taken in place.
+    assert extra <= tile + 40 * (900 + 600) + 9 * rows * cols // 8

@@ -11,11 +11,13 @@ from caches import generator
 from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import score_oracle
 from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels import _match_cpu, _match_triton
 from ratedist.kernels._launch_triton import Specialisation
+from ratedist.kernels.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -71,22 +73,22 @@ def cosines(pool: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 def match(
     k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, criterion: str, matcher: Any = _match_triton
 ) -> tuple[Tensor, Tensor]:
-    norms = matcher.block_norms(k), matcher.block_norms(v)
-    return matcher.best_match(k, v, *norms, rows, cols, criterion)
+    return matcher.best_match(scoring(k, v, criterion, matcher), rows, cols)
+
+
+def scoring(k: Tensor, v: Tensor, criterion: str, matcher: Any = _match_triton) -> Scoring:
+    return make_scoring(criterion, [Pools(Part(k, matcher.block_norms(k)), Part(v, matcher.block_norms(v)))])
 
 
 def check(k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, criterion: str) -> None:
     """The score is right, and the position attains it; it is the lowest where scores are equal in float64."""
     score, position = match(k, v, rows, cols, criterion)
     assert (score.dtype, position.dtype) == (torch.float32, torch.int64)
-    expected = cosines(k, rows, cols)
-    if criterion == "both":
-        expected = torch.minimum(expected, cosines(v, rows, cols))
-    expected = expected.clamp(max=1.0)
+    expected = score_oracle(k, v, rows, cols, criterion)
     best = expected.amax(dim=1)
-    torch.testing.assert_close(score.double(), best, rtol=0, atol=2e-6)
+    torch.testing.assert_close(score.double(), best, rtol=2e-6, atol=2e-6)
     attained = expected.gather(1, position[:, None])[:, 0]
-    torch.testing.assert_close(attained, best, rtol=0, atol=2e-6)
+    torch.testing.assert_close(attained, best, rtol=2e-6, atol=2e-6)
     rivals = (expected > best[:, None] - 1e-5).sum(dim=1) == 1
     assert torch.equal(position[rivals], expected.argmax(dim=1)[rivals])
 
@@ -103,7 +105,7 @@ def test_block_norms(shape: str, dtype: torch.dtype) -> None:
     assert_close(norm[1:], k[1:].flatten(1).double().norm(dim=1), torch.float32)
 
 
-@pytest.mark.parametrize("criterion", ["keys", "both"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", ["round", "odd"])
 def test_best_match(shape: str, dtype: torch.dtype, criterion: str) -> None:
@@ -119,7 +121,8 @@ def test_best_match(shape: str, dtype: torch.dtype, criterion: str) -> None:
 def test_the_tiles_of_a_gpu(dtype: torch.dtype) -> None:
     k, v = pools(160, (5, 2, 16), dtype, seed=3)
     ids = torch.randperm(159, generator=generator(4)) + 1
-    check(k, v, ids[:70], ids[10:], "both")
+    for criterion in CRITERIA[1:]:
+        check(k, v, ids[:70], ids[10:], criterion)
     # Blocks that take several tiles of scalars, and a last one that is not full.
     large, _ = pools(11, (16, 2, 40), dtype, seed=14)
     norm = _match_triton.block_norms(large)
@@ -146,7 +149,7 @@ def test_splits_over_the_columns(monkeypatch: pytest.MonkeyPatch, splits: int) -
     rows=st.lists(st.integers(1, 9), max_size=6),
     cols=st.lists(st.integers(1, 9), max_size=6),
     seed=st.integers(0, 99),
-    criterion=st.sampled_from(["keys", "both"]),
+    criterion=st.sampled_from(CRITERIA),
 )
 def test_agrees_with_the_cpu_path(rows: list[int], cols: list[int], seed: int, criterion: str) -> None:
     k, v = pools(10, (2, 1, 5), torch.float32, seed)
@@ -155,11 +158,9 @@ def test_agrees_with_the_cpu_path(rows: list[int], cols: list[int], seed: int, c
     ids = torch.tensor(rows, dtype=torch.int64), torch.tensor(cols, dtype=torch.int64)
     score, position = match(k, v, *ids, criterion)
     other_score, other_position = match(k, v, *ids, criterion, _match_cpu)
-    torch.testing.assert_close(score, other_score, rtol=0, atol=1e-6)
+    torch.testing.assert_close(score, other_score, rtol=1e-6, atol=1e-6)
     if cols:
-        table = cosines(k, *ids)
-        if criterion == "both":
-            table = torch.minimum(table, cosines(v, *ids))
+        table = score_oracle(k, v, *ids, criterion)
         best = table.amax(dim=1, keepdim=True)
         near = (table > best - 1e-5).sum(dim=1)
         assert torch.equal(position[near == 1], other_position[near == 1])
@@ -197,7 +198,7 @@ def test_the_cap_applies_before_scores_are_compared() -> None:
     norm = _match_triton.block_norms(k)
     raw = (k.flatten(1) @ k.flatten(1).T) * (1 / norm[:, None]) * (1 / norm[None, :])
     assert bool((raw > 1).any()), "no score above 1: the test would show nothing"
-    score, position = _match_triton.best_match(k, k, norm, norm, ids, ids, "keys")
+    score, position = match(k, k, ids, ids, "keys")
     assert float(score.max()) == 1.0
     first = torch.where(raw >= 1, torch.arange(200), 200).amin(dim=1)
     capped = (raw >= 1).any(dim=1)
@@ -219,7 +220,7 @@ def test_a_block_of_norm_zero_scores_zero() -> None:
     assert float(score[0]) <= 0
 
 
-@pytest.mark.parametrize("criterion", ["keys", "both"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_nothing_to_match(criterion: str) -> None:
     k, v = pools(4, (2, 1, 8), torch.float32)
     empty = torch.zeros(0, dtype=torch.int64)
@@ -270,7 +271,8 @@ def test_offsets_beyond_32_bits() -> None:
     spread[1] = torch.randn(2, 1, 8, generator=generator(13)).half()
     far = torch.tensor([1])
     norm = torch.tensor([0.0, float(spread[1].float().norm())])
-    score, _ = _match_triton.best_match(spread, spread, norm, norm, far, far, "both")
+    part = Part(spread, norm)
+    score, _ = _match_triton.best_match(make_scoring("both", [Pools(part, part)]), far, far)
     torch.testing.assert_close(score, torch.ones(1), rtol=0, atol=1e-5)
     assert torch.equal(_match_triton.gather_blocks(spread, far)[0], spread[1])
 
@@ -280,8 +282,9 @@ def test_bad_input() -> None:
     ids = torch.tensor([1])
     norm = _match_triton.block_norms(k)
     with pytest.raises(InputError, match="criterion = 'values': must be one of keys, both"):
-        _match_triton.best_match(k, v, norm, norm, ids, ids, "values")
+        scoring(k, v, "values")
     with pytest.raises(InputError, match=r"pool = 'torch.float64': must be float32, float16 or bfloat16"):
         _match_triton.block_norms(k.double())
+    wrong = make_scoring("keys", [Pools(Part(k.transpose(1, 2), norm), Part(v, norm))])
     with pytest.raises(InputError, match=r"k = .*must hold the scalars of each block densely"):
-        _match_triton.best_match(k.transpose(1, 2), v, norm, norm, ids, ids, "keys")
+        _match_triton.best_match(wrong, ids, ids)
