@@ -163,6 +163,16 @@ class QualitySession:
         """Number of requests."""
         return len(self.lengths)
 
+    @property
+    def log_perplexity(self) -> float:
+        """Mean over all continuations of −ln p of the text's own next token, over the original cache."""
+        total = 0.0
+        for rows, logits in zip(self._batches, self._reference, strict=True):
+            for request, predicted in zip(rows, logits, strict=True):
+                following = self._ids[request, 1:].to(predicted.device)
+                total -= float(torch.log_softmax(predicted.double(), -1).gather(1, following[:, None]).sum())
+        return total / (self.requests * self.continuation)
+
     def layer(self, index: int) -> LayerCache:
         """One layer of the original cache, as methods get it."""
         blocks = self._k[index].shape[1] // self.block_size

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 import ratedist
-from ratedist.cli import bench, bench_search, bench_theory, capture, curve, demo, kernels, simulate, validate
+from ratedist.cli import (
+    bench,
+    bench_search,
+    bench_theory,
+    capture,
+    curve,
+    demo,
+    kernels,
+    quality,
+    simulate,
+    validate,
+)
 from ratedist.cli.variadic import ManyValuesCommand
 
 __all__ = ["app"]
@@ -40,6 +51,7 @@ def _options(
 app.command("capture")(capture.capture)
 app.command("kernels")(kernels.kernels)
 app.command("validate", cls=ManyValuesCommand)(validate.validate)
+app.command("quality", cls=ManyValuesCommand)(quality.quality)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
 app.add_typer(bench.app)
