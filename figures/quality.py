@@ -27,17 +27,19 @@ PICTURE = "quality.png"
 
 _Belongs = Callable[[Row], bool]
 
-_FUSION = {
-    ("leader", "keys"): ("#D55E00", "o", "-"),
-    ("leader", "both"): ("#009E73", "s", "-"),
-    ("tree", "keys"): ("#D55E00", "o", ":"),
-    ("tree", "both"): ("#009E73", "s", ":"),
+_CRITERIA = {
+    "keys": ("keys", "#D55E00", "o"),
+    "both": ("keys and values", "#009E73", "s"),
+    "mean": ("their mean", "#CC79A7", "p"),
+    "distance": ("distance", "#E69F00", "h"),
 }
+_OTHER = ("#8C510A", "*")
+_VARIANTS = {"leader": "-", "tree": ":", "centroid": "-.", "components": "--"}
 _RIVALS: tuple[tuple[str, _Belongs, str, str, str], ...] = (
     ("2, 3, 4 bits (KIVI's layout)", lambda r: r["method"].startswith("kivi"), "#0072B2", "D", "-"),
     ("int8 per token", lambda r: r["method"] == "int8", "#0072B2", "P", "none"),
     ("exact sharing × bits", lambda r: r["method"].startswith("exact+"), "#56B4E9", "v", "--"),
-    ("eviction (H2O)", lambda r: r["method"].startswith("evict"), "#CC79A7", "^", "-"),
+    ("eviction (H2O)", lambda r: r["method"].startswith("evict"), "#777777", "^", "-"),
 )
 _LOWEST = 1e-4
 """KL below this is drawn at the lower edge: its logarithm says nothing any more."""
@@ -58,21 +60,19 @@ def plot_rate_kl(rows: Sequence[Row], ax: Axes | None = None) -> tuple[Figure | 
     figure, ax = axes_for(ax)
     if not rows:
         raise InputError("rows", [], "must hold at least one row of a quality record")
-    for (variant, criterion), (colour, marker, line) in _FUSION.items():
-        chosen = [
-            row
-            for row in rows
-            if row["method"] == "fusion" and (row["variant"], row["criterion"]) == (variant, criterion)
-        ]
-        # The tree stands beside the leader in the same colour, hollow.
+    fusion = [row for row in rows if row["method"] == "fusion"]
+    for variant, criterion in dict.fromkeys((row["variant"], row["criterion"]) for row in fusion):
+        chosen = [row for row in fusion if (row["variant"], row["criterion"]) == (variant, criterion)]
+        name, colour, marker = _CRITERIA.get(criterion, (criterion, *_OTHER))
+        # Other variants stand beside the leader in the criterion's colour, hollow.
         face = colour if variant == "leader" else "white"
-        name = "keys and values" if criterion == "both" else criterion
+        line = _VARIANTS.get(variant, "--")
         _line(ax, chosen, f"fusion by {name}, {variant}", colour, marker, line, face=face)
     fused = [row for row in rows if row["method"].startswith("fusion+")]
     for name in distinct(fused, "method"):
         chosen = [row for row in fused if row["method"] == name]
         label = f"fusion × {name.partition('+')[2].replace('kivi', '')} bits".replace("int8 bits", "int8")
-        _line(ax, chosen, label, "#E69F00", "X", "none", bars=False)
+        _line(ax, chosen, label, "#000000", "x", "none", bars=False)
     for label, belongs, colour, marker, line in _RIVALS:
         _line(ax, [row for row in rows if belongs(row)], label, colour, marker, line)
     for row in rows:
@@ -135,9 +135,7 @@ def quality_figure(record: Record) -> Figure:
             f"{record.provenance.get('model', 'a model')}: {first['requests']} requests, "
             f"continuations of {first['continuation']} tokens over the compressed cache"
         )
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles))
-        )
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -265,7 +265,7 @@ def _share(method: Method, layer: LayerCache) -> CompressedLayer:
         scale=method.scale,
         layer_name=layer.index,
     )
-    pools: dict[str, Tensor] = {"k": paged.k, "v": paged.v}
+    pools: dict[str, Tensor] = {"k": fusion.layer.k, "v": fusion.layer.v}
     heads, head_dim = paged.k.shape[2:]
     channels = heads * head_dim
     raw = _raw_bytes(paged) * block_size
@@ -279,8 +279,8 @@ def _share(method: Method, layer: LayerCache) -> CompressedLayer:
             coded = 2 * channels * token_bytes(head_dim) * block_size
         else:
             read = {
-                "k": quantise_keys(paged.k, method.bits, block_size),
-                "v": quantise_values(paged.v, method.bits),
+                "k": quantise_keys(pools["k"], method.bits, block_size),
+                "v": quantise_values(pools["v"], method.bits),
             }
             coded = (
                 block_size
@@ -300,7 +300,7 @@ def _share(method: Method, layer: LayerCache) -> CompressedLayer:
         ).view(table.requests, -1, heads, head_dim)
         for name, scale in (("k", fusion.layer.k_scale), ("v", fusion.layer.v_scale))
     }
-    readers = torch.zeros(len(paged.k), dtype=torch.float64, device=paged.k.device)
+    readers = torch.zeros(len(fusion.layer.k), dtype=torch.float64, device=paged.k.device)
     ones = (used & full).double()
     readers.index_add_(0, entries.flatten(), ones.flatten())
     share = torch.where(used & full, coded / readers[entries].clamp(min=1), 0.0)

@@ -77,9 +77,9 @@ def worst_requests(quality: Quality, count: int = WORST, merges: int = WORST) ->
 
     Returns:
         By falling KL ``{request, kl_mean, delta_log_ppl, absorbed, exact, partners, merges}``: blocks over
-        all fused layers that are read from another request's block, and from a byte-equal one; the requests
-        read from most, with the number of blocks; and single blocks ``{layer, block, with_request,
-        with_block, score}`` by rising score against the block that stands for them.
+        all fused layers that are read from another request's block, and of score 1 among them (byte-equal);
+        the requests read from most, with the number of blocks; and single blocks ``{layer, block,
+        with_request, with_block, score}`` by rising score against the block that stands for them.
     """
     kl = quality.kl.mean(1)
     found = []
