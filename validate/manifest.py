@@ -28,8 +28,12 @@ __all__ = [
     "without_files",
 ]
 
-SCHEMA_VERSION = 1
-"""Version of the layout above; a capture of another version is refused."""
+SCHEMA_VERSION = 2
+"""Version of the layout that is written. Version 1, which had neither generated tokens nor queries, is read
+too; any other is refused."""
+
+_ADDED: dict[int, dict[str, Any]] = {1: {"generated": (), "queries": 0}}
+"""By older version that is read: the fields that it lacks, with what they would have held."""
 
 FORMAT = "ratedist-capture"
 MANIFEST = "capture.json"
@@ -83,10 +87,12 @@ class Manifest:
         sliding_window: window of the sliding layers in tokens, None without such layers.
         block_size: tokens per block that ``Capture.layer`` cuts by default.
         seed: seed of the workload.
-        token_hashes: ``token_hash`` of every request's token ids; empty where there are none.
+        token_hashes: ``token_hash`` of the token ids of every request's prompt; empty where there are none.
         origin: further settings that determine the content, free of form (JSON).
         versions: versions of the packages that computed it.
         files: the batch files; every request stands in exactly one.
+        generated: how many of each request's last tokens the model itself generated; empty where none.
+        queries: at how many of each request's last tokens the query vectors are stored too.
     """
 
     model: str
@@ -109,6 +115,8 @@ class Manifest:
     token_hashes: tuple[str, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    generated: tuple[int, ...] = ()
+    queries: int = 0
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -138,6 +146,19 @@ class Manifest:
                 "token_hashes",
                 len(self.token_hashes),
                 f"must be one for each of {self.requests} requests, or none",
+            )
+        if self.generated and (
+            len(self.generated) != self.requests
+            or any(not 0 <= new < all_ for new, all_ in zip(self.generated, self.lengths, strict=True))
+        ):
+            raise InputError(
+                "generated",
+                self.generated,
+                f"must hold, for each of {self.requests} requests, fewer tokens than its length, or nothing",
+            )
+        if not 0 <= self.queries <= min(self.lengths):
+            raise InputError(
+                "queries", self.queries, f"must lie in 0 … {min(self.lengths)}, the shortest request's tokens"
             )
         held = sorted(request for file in self.files for request in file.requests)
         if held != list(range(self.requests)) or not all(file.requests for file in self.files):
@@ -193,12 +214,14 @@ class Manifest:
                 f"{where} is not the manifest of a capture ({FORMAT}); name a capture's folder"
             )
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if not isinstance(version, int) or version not in (*_ADDED, SCHEMA_VERSION):
             raise CaptureError(
-                f"{where} has schema version {version!r}; this version of ratedist reads {SCHEMA_VERSION}. "
+                f"{where} has schema version {version!r}; this version of ratedist reads "
+                f"{', '.join(map(str, [*_ADDED, SCHEMA_VERSION]))}. "
                 "Capture again with this version, or read it with the version that wrote it"
             )
         values = {key: value for key, value in data.items() if key != "format"}
+        values |= _ADDED.get(version, {}) | {"schema_version": SCHEMA_VERSION}
         known = {item.name for item in fields(cls)}
         if set(values) != known:
             missing, unknown = sorted(known - set(values)), sorted(set(values) - known)
@@ -211,7 +234,7 @@ class Manifest:
                 BatchFile(str(f["name"]), tuple(map(int, f["requests"])), int(f["size"]), str(f["sha256"]))
                 for f in values["files"]
             )
-            for name in ("layers", "lengths", "domains"):
+            for name in ("layers", "lengths", "domains", "generated"):
                 values[name] = tuple(map(int, values[name]))
             for name in ("layer_types", "token_hashes"):
                 values[name] = tuple(map(str, values[name]))

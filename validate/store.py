@@ -10,14 +10,19 @@ A capture is a folder:
 
 A batch file holds ``layers.<index>.k`` and ``layers.<index>.v`` of shape (tokens, kv_heads, head_dim): the
 tokens of the file's requests one request after another, without padding. ``tokens`` holds their ids as int32
-where the writer was given them. This module knows nothing of models: prompts run through a real model and
-synthetic blocks are stored alike.
+where the writer was given them; generated tokens stand behind a request's prompt like any others. Where the
+manifest says so, ``layers.<index>.q`` of shape (requests · queries, query_heads, head_dim) holds the queries
+of the last tokens of each request, one request after another, rotary positions included, and
+``layers.<index>.q_scale`` (one float32) what the model multiplies q·k by. This module knows nothing of
+models: prompts run through a real model and synthetic blocks are stored alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,10 +56,12 @@ class Capture:
         self.folder = folder
         self.manifest = manifest
         self._place: dict[int, tuple[str, int]] = {}
+        self._number: dict[int, int] = {}
         for file in manifest.files:
             start = 0
-            for request in file.requests:
+            for number, request in enumerate(file.requests):
                 self._place[request] = (file.name, start)
+                self._number[request] = number
                 start += manifest.lengths[request]
 
     @classmethod
@@ -144,11 +151,50 @@ class Capture:
         return PagedLayer(pools["k"], pools["v"], table)
 
     def tokens(self, request: int) -> Tensor:
-        """Token ids of one request, (tokens,) int32; raises CaptureError where the capture holds none."""
+        """Token ids of one request, generated ones included, (tokens,) int32; raises CaptureError where the
+        capture holds none."""
         (request,) = self._check(self.manifest.layers[0], [request])
         if not self.manifest.token_hashes:
             raise CaptureError(f"the capture in {self.folder} was made without token ids")
         return next(part for _, part in self._parts("tokens", [request]))
+
+    def queries(self, index: int, requests: Sequence[int] | None = None) -> Tensor:
+        """Query vectors of one layer at the last ``manifest.queries`` tokens of some requests.
+
+        Args:
+            index: layer of the model, one of ``manifest.layers``.
+            requests: different request indices, in the order in which they become rows; default all.
+
+        Returns:
+            (requests, queries, query_heads, head_dim) in the capture's dtype, as attention gets them (rotary
+            positions included); query n belongs to the token at position length − queries + n.
+
+        Raises:
+            InputError: unknown layer or request, or a request named twice.
+            CaptureError: the capture was made without queries, or a file was damaged since it was opened.
+        """
+        chosen = self._check(index, requests)
+        manifest = self.manifest
+        self._need_queries()
+        shape = (len(chosen), manifest.queries, manifest.query_heads, manifest.head_dim)
+        found = torch.empty(shape, dtype=DTYPES[manifest.dtype])
+        for row, part in self._parts(f"layers.{index}.q", chosen, manifest.queries):
+            found[row] = part
+        return found
+
+    def query_scale(self, index: int) -> float:
+        """What one layer multiplies q·k by before its softmax; errors as in ``queries``."""
+        self._check(index, None)
+        self._need_queries()
+        path = self.folder / self.manifest.files[0].name
+        with _reading(path) as file:
+            return float(file.get_tensor(f"layers.{index}.q_scale"))
+
+    def _need_queries(self) -> None:
+        if not self.manifest.queries:
+            raise CaptureError(
+                f"the capture in {self.folder} was made without queries; capture again with --queries"
+            )
 
     def _check(self, index: int, requests: Sequence[int] | None) -> list[int]:
         count = self.manifest.requests
@@ -164,23 +210,35 @@ class Capture:
             raise InputError("requests", chosen, "must be different requests")
         return chosen
 
-    def _parts(self, tensor: str, requests: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Rows of ``requests`` with their slice of a tensor, file by file."""
-        from safetensors import SafetensorError, safe_open
+    def _parts(
+        self, tensor: str, requests: Sequence[int], each: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Rows of ``requests`` with their slice of a tensor, file by file.
 
+        The tensor holds as many entries per request as it has tokens, or ``each``.
+        """
         by_file: dict[str, list[int]] = {}
         for row, request in enumerate(requests):
             by_file.setdefault(self._place[request][0], []).append(row)
         for name, rows in by_file.items():
-            path = self.folder / name
-            try:
-                with safe_open(path, framework="pt") as file:
-                    stored = file.get_slice(tensor)
-                    for row in rows:
-                        start = self._place[requests[row]][1]
-                        yield row, stored[start : start + self.manifest.lengths[requests[row]]]
-            except (SafetensorError, OSError) as error:
-                raise CaptureError(
-                    f"{path} cannot be read ({error}); run the command that made this capture again, it "
-                    "recomputes only what is damaged"
-                ) from error
+            with _reading(self.folder / name) as file:
+                stored = file.get_slice(tensor)
+                for row in rows:
+                    request = requests[row]
+                    start = self._place[request][1] if each is None else self._number[request] * each
+                    yield row, stored[start : start + (each or self.manifest.lengths[request])]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """A batch file; raises CaptureError where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CaptureError(
+            f"{path} cannot be read ({error}); run the command that made this capture again, it "
+            "recomputes only what is damaged"
+        ) from error

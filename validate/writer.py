@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from ratedist.validate.manifest import (
 from ratedist.validate.store import Capture
 
 __all__ = ["CaptureWriter", "finished_capture"]
+
+_T = TypeVar("_T", bound=tuple[object, ...])
 
 
 class CaptureWriter(AbstractContextManager["CaptureWriter"]):
@@ -123,6 +126,7 @@ class CaptureWriter(AbstractContextManager["CaptureWriter"]):
         batch: int,
         layers: Iterable[tuple[int, Tensor, Tensor]],
         tokens: Tensor | None = None,
+        queries: Iterable[tuple[int, Tensor, float]] = (),
     ) -> None:
         """Write one batch; it is finished, and survives a crash, when this returns.
 
@@ -132,6 +136,9 @@ class CaptureWriter(AbstractContextManager["CaptureWriter"]):
                 head_dim), the tokens of the batch's requests one request after another; cast to the capture's
                 dtype. Consumed one by one, so a generator keeps memory at one layer.
             tokens: (tokens,) the ids; required where the plan has token hashes.
+            queries: (layer index, q, scale) in the same order, where the plan has queries: q of shape
+                (requests · queries, query_heads, head_dim), one request after another, and what the layer
+                multiplies q·k by. Consumed after ``layers``.
 
         Raises:
             InputError: shapes or order do not fit the plan, ids do not match its hashes, or K or V hold NaN
@@ -149,28 +156,23 @@ class CaptureWriter(AbstractContextManager["CaptureWriter"]):
         for index in plan.layers:
             header[f"layers.{index}.k"] = (shape, dtype)
             header[f"layers.{index}.v"] = (shape, dtype)
+        query_shape = (len(lengths) * plan.queries, plan.query_heads, plan.head_dim)
+        for index in plan.layers if plan.queries else ():
+            header[f"layers.{index}.q"] = (query_shape, dtype)
+            header[f"layers.{index}.q_scale"] = ((1,), torch.float32)
 
         def stream() -> Iterable[Tensor]:
             if plan.token_hashes:
                 assert tokens is not None
                 yield tokens.to(torch.int32)
-            given = []
-            for index, k, v in layers:
-                given.append(index)
-                if given != list(plan.layers[: len(given)]):
-                    raise InputError(
-                        "layers", given, f"must come in the order of the plan, {list(plan.layers)}"
-                    )
-                for name, tensor in (("k", k), ("v", v)):
-                    if tuple(tensor.shape) != shape:
-                        raise InputError(
-                            name,
-                            tuple(tensor.shape),
-                            f"must have shape {shape} in layer {index} of {file.name}",
-                        )
-                    yield self._cast(tensor, index, name, file)
-            if len(given) < len(plan.layers):
-                raise InputError("layers", given, f"must be all of the plan's, {list(plan.layers)}")
+            for index, (_, k, v) in self._in_order("layers", layers):
+                yield self._cast(k, shape, index, "k", file, lengths)
+                yield self._cast(v, shape, index, "v", file, lengths)
+            if plan.queries:
+                each = [plan.queries] * len(lengths)
+                for index, (_, q, scale) in self._in_order("queries", queries):
+                    yield self._cast(q, query_shape, index, "q", file, each)
+                    yield torch.tensor([scale], dtype=torch.float32)
 
         try:
             size, digest = write_batch_file(self.folder / file.name, header, stream())
@@ -202,7 +204,33 @@ class CaptureWriter(AbstractContextManager["CaptureWriter"]):
     ) -> None:
         self.close()
 
-    def _cast(self, tensor: Tensor, index: int, name: str, file: BatchFile) -> Tensor:
+    def _in_order(self, argument: str, layers: Iterable[_T]) -> Iterator[tuple[int, _T]]:
+        """Layers with their index, which each has first, refused where they are not all of the plan's."""
+        given: list[int] = []
+        for layer in layers:
+            given.append(layer[0])
+            if given != list(self.plan.layers[: len(given)]):
+                raise InputError(
+                    argument, given, f"must come in the order of the plan, {list(self.plan.layers)}"
+                )
+            yield given[-1], layer
+        if len(given) < len(self.plan.layers):
+            raise InputError(argument, given, f"must be all of the plan's, {list(self.plan.layers)}")
+
+    def _cast(
+        self,
+        tensor: Tensor,
+        shape: tuple[int, ...],
+        index: int,
+        name: str,
+        file: BatchFile,
+        each: Sequence[int],
+    ) -> Tensor:
+        """As it is stored; ``each`` says how many of its entries belong to each of the file's requests."""
+        if tuple(tensor.shape) != shape:
+            raise InputError(
+                name, tuple(tensor.shape), f"must have shape {shape} in layer {index} of {file.name}"
+            )
         dtype = DTYPES[self.plan.dtype]
         stored = tensor.detach().to(device="cpu", dtype=dtype)
         finite = torch.isfinite(stored)
@@ -210,10 +238,13 @@ class CaptureWriter(AbstractContextManager["CaptureWriter"]):
             return stored
         token = int((~finite).flatten(1).any(1).nonzero()[0])
         overflow = bool(torch.isfinite(tensor[token]).all())
-        for request in file.requests:
-            if token < self.plan.lengths[request]:
-                break
-            token -= self.plan.lengths[request]
+        number = 0
+        while token >= each[number]:
+            token -= each[number]
+            number += 1
+        request = file.requests[number]
+        if name == "q":
+            token += self.plan.lengths[request] - self.plan.queries
         raise InputError(
             name,
             f"layer {index}, request {request}, block {token // self.plan.block_size}",
@@ -274,7 +305,8 @@ def _check_tokens(plan: Manifest, file: BatchFile, tokens: Tensor | None) -> Non
         shape = None if tokens is None else tuple(tokens.shape)
         raise InputError("tokens", shape, f"must have shape ({sum(lengths)},): the plan has token hashes")
     for request, ids in zip(file.requests, tokens.split(lengths), strict=True):
-        if token_hash(ids) != plan.token_hashes[request]:
+        prompt = len(ids) - (plan.generated[request] if plan.generated else 0)
+        if token_hash(ids[:prompt]) != plan.token_hashes[request]:
             raise InputError(
                 "tokens", f"request {request}", "must be the ids that the plan's hash was made of"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from ratedist.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["capture", "parse_layers", "token_progress"]
+__all__ = ["capture", "parse_bytes", "parse_layers", "token_progress"]
 
 
 def capture(
@@ -45,7 +46,12 @@ def capture(
         int | None,
         typer.Option("--tokens", help="Tokens per request; default 384. Cuts the prompts of a file."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Requests per batch and file.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", help="Requests per batch and file; default 8, or what the limit admits."
+        ),
+    ] = None,
     chunk_tokens: Annotated[
         int, typer.Option("--chunk-tokens", help="Tokens of each request per forward pass.")
     ] = 128,
@@ -57,6 +63,17 @@ def capture(
     ] = "auto",
     store_dtype: Annotated[
         str | None, typer.Option("--store-dtype", help="Store in another type than the computation's.")
+    ] = None,
+    decode: Annotated[
+        int,
+        typer.Option("--decode", help="Let the model continue every prompt greedily by so many tokens."),
+    ] = 0,
+    queries: Annotated[
+        int, typer.Option("--queries", help="Keep the query vectors of so many last tokens per request too.")
+    ] = 0,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option("--memory-limit", help="Memory for a batch beside the weights, as in 4GB or 512MiB."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")] = "auto",
     seed: Seed = 0,
@@ -76,6 +93,7 @@ def capture(
     if (workload is None) == (prompts is None):
         both = "workload and prompts"
         raise InputError(both, (workload, prompts and str(prompts)), "name exactly one of them")
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
     console = messages()
     begun = time.monotonic()
     with console.status("loading libraries"):
@@ -110,6 +128,9 @@ def capture(
             dtype=store_dtype,
             batch_size=batch_size,
             chunk_tokens=chunk_tokens,
+            decode=decode,
+            queries=queries,
+            memory_limit=limit,
             force=force,
             progress=progress,
         )
@@ -120,6 +141,9 @@ def capture(
         "workload": manifest.workload,
         "requests": manifest.requests,
         "tokens": sum(manifest.lengths),
+        "generated": sum(manifest.generated),
+        "queries": manifest.queries,
+        "batch_size": manifest.origin["batch_size"],
         "domains": len(set(manifest.domains)),
         "layers": list(manifest.layers),
         "dtype": manifest.dtype,
@@ -151,6 +175,20 @@ def parse_layers(text: str, layers: int) -> list[int] | None:
             raise InputError("layers", text, f"must be ascending ranges within 0-{layers - 1}")
         chosen.update(range(start, stop + 1))
     return sorted(chosen)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``4GB``, ``512MiB`` or a plain number (kB, MB … are powers of 1000); raises InputError."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kMGT]?)(i?)B?", text.strip(), re.ASCII | re.IGNORECASE)
+    count = 0
+    if match is not None:
+        number, prefix, binary = match.groups()
+        count = int(
+            float(number) * (1024 if binary else 1000) ** " kMGT".upper().index(prefix.upper() or " ")
+        )
+    if count < 1:
+        raise InputError("memory_limit", text, "write a size as in 4GB, 512MiB or 2.5GB")
+    return count
 
 
 @contextmanager

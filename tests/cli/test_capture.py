@@ -16,7 +16,7 @@ from rich.console import Console
 from tiny_models import save_tiny_model
 
 from ratedist.cli import main
-from ratedist.cli.capture import parse_layers, token_progress
+from ratedist.cli.capture import parse_bytes, parse_layers, token_progress
 from ratedist.errors import InputError
 from ratedist.validate.store import Capture
 from ratedist.validate.workloads import WORKLOADS
@@ -64,6 +64,21 @@ def test_workload(run, tmp_path: Path) -> None:
     assert out.startswith("templates: 3 requests, 120 tokens, 2 layers of tiny in float32")
 
 
+def test_decoding_queries_and_memory(run, tmp_path: Path) -> None:
+    code, out, err = run(
+        "--workload", "templates", "--requests", 3, "--tokens", 40, "--decode", 4, "--queries", 2,
+        "--memory-limit", "900 kB", "--out", tmp_path / "c", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    summary = json.loads(out)
+    assert (summary["tokens"], summary["generated"], summary["queries"]) == (3 * 44, 12, 2)
+    assert 1 <= summary["batch_size"] < 3
+    assert len(summary["files"]) == -(-3 // summary["batch_size"])
+    capture = Capture.open(tmp_path / "c")
+    assert capture.manifest.generated == (4, 4, 4)
+    assert capture.queries(1).shape == (3, 2, 4, 8)
+
+
 def test_own_prompts(run, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "hello", "domain": "a"}\n{"prompt": "good morning", "domain": "b"}\n')
@@ -106,6 +121,24 @@ def test_folder_in_use(run, tmp_path: Path) -> None:
         (["--workload", "templates", "--tokens", "161"], "tokens = 161: request 0 is longer than tiny takes"),
         (["--workload", "templates", "--tokens", "40", "--layers", "3"], "layers = '3': must be ascending"),
         (["--workload", "templates", "--dtype", "int8"], "dtype = 'int8': must be auto or one of float32"),
+        (["--workload", "mixture:chat=1"], "workload = 'mixture:chat=1': 'chat' is unknown; mix some of"),
+        (["--workload", "templates", "--memory-limit", "much"], "memory_limit = 'much': write a size as in"),
+        (
+            ["--workload", "templates", "--tokens", "100", "--memory-limit", "1kB"],
+            "memory_limit = '1 kB': one request of 100 tokens takes about",
+        ),
+        (
+            ["--workload", "templates", "--tokens", "100", "--memory-limit", "1MB", "--batch-size", "8"],
+            "and the memory limit is 1 MB; 2 would fit",
+        ),
+        (
+            ["--workload", "templates", "--tokens", "100", "--decode", "61"],
+            "longer than tiny takes (160 tokens); shorten it, or generate fewer than 61 tokens",
+        ),
+        (
+            ["--workload", "templates", "--tokens", "40", "--queries", "41"],
+            "queries = 41: must lie in 0 … 40",
+        ),
         (["--workload", "templates", "--device", "toaster"], "device = 'toaster': cannot be used here"),
     ],
 )
@@ -152,6 +185,20 @@ def test_layers_that_are_none(text: str) -> None:
 def test_layers_beyond_the_model(text: str) -> None:
     with pytest.raises(InputError, match="must be ascending ranges within 0-29"):
         parse_layers(text, 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4GB", 4 * 10**9), ("512MiB", 2**29), ("2.5 gb", 25 * 10**8), ("1000", 1000), ("7B", 7), ("1kB", 1000)],
+)
+def test_sizes(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.4B", "4XB", "1e9", "٣GB", "nan"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="write a size as in 4GB, 512MiB or"):
+        parse_bytes(text)
 
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ratedist.kernels.layout import UNUSED
 from ratedist.validate._batch_file import write_batch_file
 from ratedist.validate.manifest import DTYPES, BatchFile, Manifest, token_hash
 from ratedist.validate.store import Capture
-from ratedist.validate.writer import CaptureWriter
+from ratedist.validate.writer import CaptureWriter, finished_capture
 
 HEADS, DIM = 2, 3
 Data = dict[tuple[int, int, str], Tensor]
@@ -227,11 +228,71 @@ def test_file_missing(written: Capture) -> None:
 
 
 def test_other_schema_version(written: Capture) -> None:
-    edit(written, schema_version=2)
-    with pytest.raises(
-        CaptureError, match=r"schema version 2; this version of ratedist reads 1\. Capture again"
-    ):
+    for version in (3, 0, "2", None, [1]):
+        edit(written, schema_version=version)
+        expected = re.escape(
+            f"schema version {version!r}; this version of ratedist reads 1, 2. Capture again"
+        )
+        with pytest.raises(CaptureError, match=expected):
+            Capture.open(written.folder)
+
+
+def test_captures_of_version_1_are_read_and_belong_to_their_plan(tmp_path: Path) -> None:
+    """Version 1 had neither generated tokens nor queries."""
+    plan = make_plan((20, 7), ((0, 1),))
+    written = write(tmp_path / "c", plan, noise(plan))
+    path = written.folder / "capture.json"
+    data = json.loads(path.read_text())
+    del data["generated"], data["queries"]
+    path.write_text(json.dumps(data | {"schema_version": 1}))
+    capture = Capture.open(written.folder)
+    assert capture.manifest == written.manifest
+    assert (capture.manifest.generated, capture.manifest.queries) == ((), 0)
+    assert torch.equal(capture.layer(3).k, written.layer(3).k)
+    found = finished_capture(written.folder, plan)
+    assert found is not None, "the command that made it would use it again"
+    del data["seed"]
+    path.write_text(json.dumps(data | {"schema_version": 1}))
+    with pytest.raises(CaptureError, match=r"damaged \(missing fields: \['seed'\], unknown fields: \[\]\)"):
         Capture.open(written.folder)
+
+
+def queries_of(plan: Manifest, batch: int) -> Iterator[tuple[int, Tensor, float]]:
+    """Queries that name their layer, request and place."""
+    for layer in plan.layers:
+        parts = [
+            torch.full((plan.queries, plan.query_heads, DIM), 100.0 * layer + request)
+            + torch.arange(plan.queries)[:, None, None] / 8
+            for request in plan.files[batch].requests
+        ]
+        yield layer, torch.cat(parts), 0.5 + layer
+
+
+def test_queries_come_back_by_layer_and_request(tmp_path: Path) -> None:
+    plan = make_plan((20, 7, 33), ((2, 0), (1,)), queries=4)
+    data = noise(plan)
+    with CaptureWriter(tmp_path / "c", plan) as writer:
+        for batch in writer.pending:
+            writer.write(batch, batch_of(plan, data, batch), queries=queries_of(plan, batch))
+        capture = writer.finish()
+    for layer in (1, 3):
+        found = capture.queries(layer, [2, 1, 0])
+        assert found.shape == (3, 4, 2 * HEADS, DIM)
+        expected = torch.tensor([2.0, 1, 0])[:, None] + 100 * layer + torch.arange(4) / 8
+        assert torch.equal(found, expected[:, :, None, None].expand_as(found))
+        assert torch.equal(capture.queries(layer), found.flip(0))
+        assert capture.query_scale(layer) == 0.5 + layer
+    assert torch.equal(capture.layer(3, [1]).k.flatten(0, 1)[:7], data[3, 1, "k"])
+    with pytest.raises(InputError, match="index = 2: is not captured"):
+        capture.queries(2)
+    with pytest.raises(InputError, match="requests = 3: must lie in 0 … 2"):
+        capture.queries(1, [3])
+
+
+def test_a_capture_without_queries(written: Capture) -> None:
+    for call in (written.queries, written.query_scale):
+        with pytest.raises(CaptureError, match="was made without queries; capture again with --queries"):
+            call(1)
 
 
 def test_manifest_of_something_else(written: Capture) -> None:

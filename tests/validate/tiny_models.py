@@ -68,6 +68,10 @@ def _config(transformers: Any, kind: str) -> Any:
         )
     if kind == "gpt2":
         return transformers.GPT2Config(vocab_size=260, n_embd=32, n_layer=3, n_head=4, n_positions=150)
+    if kind == "bloom":
+        return transformers.BloomConfig(
+            vocab_size=260, hidden_size=32, n_layer=3, n_head=4, eos_token_id=None
+        )
     if kind == "deepseek_v3":
         return transformers.DeepseekV3Config(
             **_COMMON | {"num_key_value_heads": 4},
