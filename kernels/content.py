@@ -99,6 +99,11 @@ class ContentIndex:
                     self._keys[content.representative].append(key)
         return twins
 
+    def displace(self, domain: int, digest: bytes) -> None:
+        """Drop a content whose readers go on as they are, so that its next block can stand for it."""
+        content = self._contents.pop((domain, digest))
+        self._keys[content.representative].remove((domain, digest))
+
     def forget(self, block: int) -> None:
         """A representative is free: drop what was read from it, or read it from a twin."""
         for key in self._keys.pop(block, ()):

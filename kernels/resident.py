@@ -18,7 +18,7 @@ from ratedist.kernels.scales import member_scales
 from ratedist.kernels.scoring import Part, Pools, make_scoring
 from ratedist.kernels.triton_support import choose_backend
 
-__all__ = ["BACKENDS", "Absorbed", "ResidentFusion", "ResidentLayer"]
+__all__ = ["BACKENDS", "Absorbed", "Probed", "ResidentFusion", "ResidentLayer"]
 
 BACKENDS = ("auto", "cpu", "triton")
 
@@ -47,6 +47,27 @@ class Absorbed:
 
 
 @dataclass(frozen=True)
+class Probed:
+    """What reading one block from its best match would do, whether that absorbed it or not.
+
+    Attributes:
+        request: the request that holds it.
+        block: logical index of the block in this request.
+        score: criterion score against the best match; where it is byte-equal to a block that is read already,
+            the score of that one, so 1 where that was kept; −infinity where there was nobody to match.
+        k_error: squared relative error of the keys that reading it from there has or would have; 0 where
+            there was nobody.
+        v_error: the same of the values.
+    """
+
+    request: int
+    block: int
+    score: float
+    k_error: float
+    v_error: float
+
+
+@dataclass(frozen=True)
 class ResidentFusion:
     """What one call of ``fuse`` did to one layer.
 
@@ -56,12 +77,14 @@ class ResidentFusion:
         candidates: physical blocks that were looked at: full ones that had not been before.
         kept: candidates that are representatives now.
         reclaimed: physical blocks that became free.
+        probed: of each request, the candidates that were probed.
     """
 
     absorbed: tuple[Absorbed, ...]
     candidates: int
     kept: int
     reclaimed: int
+    probed: tuple[Probed, ...] = ()
 
 
 @dataclass
@@ -99,12 +122,13 @@ class ResidentLayer:
     ) -> None:
         """Start with no request.
 
-        Threshold, criterion and scale are those of the cache, not of a call: every representative must
-        have been chosen under the rules that later blocks meet.
+        Criterion and scale are those of the cache, not of a call: every representative must have been chosen
+        under the rules that later blocks meet. The threshold only decides who is absorbed, so that a call of
+        ``fuse`` may change it: a member is within the threshold of the call that absorbed it.
 
         Args:
             pool: where the blocks lie; no one else may take from it.
-            threshold: as ``ratedist.kernels.fuse.fuse``.
+            threshold: as ``ratedist.kernels.fuse.fuse``, where a call does not name another.
             criterion: as there.
             scale: as there.
             backend: "auto" (Triton on a GPU, else "cpu"), "cpu" or "triton".
@@ -118,7 +142,7 @@ class ResidentLayer:
             raise InputError("pool", f"{pool.blocks - pool.free_blocks} blocks in use", "must be all free")
         limit = check_options(threshold, "leader", criterion, scale)
         # Rounded as ``fuse`` does it, so that a comparison means the same on every backend.
-        self._limit = float(torch.tensor(limit, dtype=torch.float32))
+        self._limit = _rounded(limit)
         self._scale = scale
         self._matcher = matcher_of(choose_backend(backend, pool.k.device, BACKENDS))
         self._pool = pool
@@ -267,26 +291,52 @@ class ResidentLayer:
         )
         return fork
 
-    def fuse(self, requests: Iterable[int] | None = None) -> ResidentFusion:
+    def fuse(
+        self,
+        requests: Iterable[int] | None = None,
+        *,
+        threshold: float | None = None,
+        probes: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> ResidentFusion:
         """Fuse the full blocks of requests that have not been looked at before, request by request.
+
+        A block that is byte-equal to one that was absorbed under a lower threshold, at a score that does not
+        exceed this call's, does not follow it: it is matched anew, and what equals it later follows this one.
 
         Args:
             requests: numbers, in the order in which they are fused; by default all, in order of admission.
+            threshold: for this call, within [-1, 1]; by default the cache's.
+            probes: candidates of each request, drawn at random, whose best match is reported whatever the
+                threshold; at most all.
+            generator: source of the draws, on the CPU; by default torch's own.
 
         Raises:
-            InputError: an unknown or released request, or a block whose norm float32 cannot hold.
-                Nothing was changed.
+            InputError: an unknown or released request, a block whose norm float32 cannot hold, or another
+                argument outside what is listed. Nothing was changed.
         """
         chosen = list(self._requests) if requests is None else list(requests)
+        limit = self._limit
+        if threshold is not None:
+            limit = _rounded(check_options(threshold, "leader", "keys", self._scale))
+        if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
+            raise InputError("probes", probes, "must be an integer of at least 0")
         self.measure(chosen)
         before = self._pool.free_blocks
         absorbed: list[Absorbed] = []
+        probed: list[Probed] = []
         candidates = kept = 0
         for request in chosen:
-            looked_at, stayed = self._fuse_request(request, self._requests[request], absorbed)
-            candidates += looked_at
+            state = self._requests[request]
+            blocks = self._candidates(state)
+            drawn = torch.randperm(len(blocks), generator=generator)[:probes].tolist() if probes else []
+            stayed = self._fuse_request(
+                request, state, blocks, limit, absorbed, {blocks[i] for i in drawn}, probed
+            )
+            candidates += len(blocks)
             kept += stayed
-        return ResidentFusion(tuple(absorbed), candidates, kept, self._pool.free_blocks - before)
+        reclaimed = self._pool.free_blocks - before
+        return ResidentFusion(tuple(absorbed), candidates, kept, reclaimed, tuple(probed))
 
     def release(self, request: int) -> int:
         """Let a request go; blocks that no other request reads are free again.
@@ -409,11 +459,19 @@ class ResidentLayer:
                 )
             norms[ids] = norm
 
-    def _fuse_request(self, request: int, state: _Request, absorbed: list[Absorbed]) -> tuple[int, int]:
-        """Fuse one request; adds to ``absorbed`` and returns its candidates and how many it keeps."""
-        blocks = self._candidates(state)
+    def _fuse_request(
+        self,
+        request: int,
+        state: _Request,
+        blocks: list[int],
+        limit: float,
+        absorbed: list[Absorbed],
+        drawn: set[int],
+        probed: list[Probed],
+    ) -> int:
+        """Fuse a request's candidates; adds to ``absorbed``, and those drawn to ``probed``; how many stay."""
         if not blocks:
-            return 0, 0
+            return 0
         known = self._representatives.setdefault(state.domain, {})
         named = list(zip(blocks, digests(self._pool.k, self._pool.v, blocks), strict=True))
         left: list[tuple[int, bytes]] = []
@@ -422,17 +480,31 @@ class ResidentLayer:
             if content is None or not content.shared_with(request):
                 left.append((block, digest))
                 continue
+            if not content.kept and content.score <= limit:
+                self._index.displace(state.domain, digest)
+                left.append((block, digest))
+                continue
+            index = state.entries.index(block)
             same = Content(content.request, content.representative)
             for twin in self._index.join(content):
                 self._move(twin, same, True, content.request, state.domain, absorbed)
             self._move(block, content, True, request, state.domain, absorbed)
+            if block in drawn:
+                last = absorbed[-1]
+                probed.append(Probed(request, index, content.score, last.k_error, last.v_error))
 
         others = [block for block, owner in known.items() if owner != request]
         device = self._pool.k.device
         rows = torch.tensor([block for block, _ in left], dtype=torch.int64, device=device)
         cols = torch.tensor(others, dtype=torch.int64, device=device)
         score, position = self._matcher.best_match(self._scoring, rows, cols)
-        taken = torch.nonzero(score > self._limit).flatten()
+        if drawn:
+            nearest = [int(cols[p]) if p >= 0 else None for p in position.tolist()]
+            for (block, _), match, best in zip(left, nearest, score.tolist(), strict=True):
+                if block in drawn:
+                    errors = (0.0, 0.0) if match is None else self._errors_from(block, match)
+                    probed.append(Probed(request, state.entries.index(block), best, *errors))
+        taken = torch.nonzero(score > limit).flatten()
         members, leaders = rows[taken], cols[position[taken]]
         k_scale = member_scales(self._pool.k, self._k_norm, members, leaders, self._scale)
         v_scale = member_scales(self._pool.v, self._v_norm, members, leaders, self._scale)
@@ -457,7 +529,17 @@ class ResidentLayer:
                 kept += 1
             else:
                 self._move(block, content, False, request, state.domain, absorbed)
-        return len(blocks), kept
+        return kept
+
+    def _errors_from(self, block: int, match: int) -> tuple[float, float]:
+        """Squared relative errors of keys and of values if ``block`` were read from ``match``."""
+        device = self._pool.k.device
+        member, leader = torch.tensor([block], device=device), torch.tensor([match], device=device)
+        k, v = (
+            _error(pool, block, match, float(member_scales(pool, norm, member, leader, self._scale)))
+            for pool, norm in ((self._pool.k, self._k_norm), (self._pool.v, self._v_norm))
+        )
+        return k, v
 
     def _move(
         self, block: int, content: Content, exact: bool, reader: int, domain: int, absorbed: list[Absorbed]
@@ -499,6 +581,11 @@ class ResidentLayer:
             if not self._representatives[domain]:
                 del self._representatives[domain]
         return freed
+
+
+def _rounded(threshold: float) -> float:
+    """The threshold as float32 holds it, as the scores are."""
+    return float(torch.tensor(threshold, dtype=torch.float32))
 
 
 def _error(pool: Tensor, block: int, representative: int, scale: float) -> float:

@@ -36,3 +36,16 @@ def test_what_a_twin_absorbed_follows_when_it_joins() -> None:
     assert (representative(index, b"same"), representative(index, b"near")) == (5, 5)
     index.forget(5)
     assert len(index) == 0
+
+
+def test_a_displaced_content_is_forgotten_by_its_representative() -> None:
+    index = two_twins()
+    index.displace(0, b"near")
+    assert representative(index, b"near") is None
+    # Another block stands for it now, and leaves; then the twin that had absorbed it joins.
+    index.add(0, b"near", Content(request=2, representative=7))
+    index.forget(7)
+    content = index.find(0, b"same")
+    assert content is not None
+    assert index.join(content) == [6]
+    assert len(index) == 1

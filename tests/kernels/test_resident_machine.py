@@ -185,20 +185,37 @@ class Machine(RuleBasedStateMachine):
         assert self.pool.free_blocks == free
 
     @precondition(lambda self: self.twins)
-    @rule(choice=st.one_of(st.none(), st.integers(0, 50)))
-    def fuse(self, choice: int | None) -> None:
+    @rule(
+        choice=st.one_of(st.none(), st.integers(0, 50)),
+        threshold=st.one_of(st.none(), st.sampled_from([-0.5, 0.6, 0.9, 1.0])),
+        probes=st.sampled_from([0, 1, 50]),
+    )
+    def fuse(self, choice: int | None, threshold: float | None, probes: int) -> None:
         free = self.pool.free_blocks
-        result = self.cache.fuse(None if choice is None else [self.pick(choice)])
+        chosen = None if choice is None else [self.pick(choice)]
+        result = self.cache.fuse(chosen, threshold=threshold, probes=probes, generator=generator(3))
         assert self.pool.free_blocks - free == result.reclaimed
+        limit = float(torch.tensor(self.threshold if threshold is None else threshold).float())
         for one in result.absorbed:
-            self.note(one)
+            self.note(one, limit)
+        if probes == 50:
+            assert len(result.probed) == result.candidates
+        for seen in result.probed:
+            moved = [one for one in result.absorbed if (one.request, one.block) == (seen.request, seen.block)]
+            if moved:
+                first = moved[0]
+                assert (seen.k_error, seen.v_error) == (first.k_error, first.v_error)
+                assert seen.score == first.score
+            else:
+                assert seen.score <= limit or chosen is None
         if choice is None:
             assert self.cache.fuse().candidates == 0
 
-    def note(self, one: Absorbed) -> None:
+    def note(self, one: Absorbed, limit: float) -> None:
         twin = self.twins[one.request]
         assert (one.block + 1) * BLOCK <= len(twin.k), "a partly filled block was shared"
-        assert one.exact or one.score > torch.tensor(self.threshold).float()
+        # Nobody is further than the call's threshold from what it reads, exact duplicates neither.
+        assert one.score > limit or (one.exact and (one.k_error, one.v_error) == (0.0, 0.0))
         if (one.k_error, one.v_error) != (0.0, 0.0):
             assert one.block not in twin.touched, "absorbed twice with an error"
             twin.k_error[one.block], twin.v_error[one.block] = one.k_error, one.v_error
