@@ -6,6 +6,7 @@ One predictor per file, each a ``Predictor``; ``predictor_class`` finds one by n
 from __future__ import annotations
 
 from ratedist.errors import InputError
+from ratedist.predictors.accumulation import AccumulationPredictor
 from ratedist.predictors.base import VARIANTS, Prediction, Predictor
 from ratedist.predictors.gaussian import GaussianPredictor
 from ratedist.predictors.position_marked import PositionMarkedPredictor
@@ -16,6 +17,7 @@ __all__ = [
     "PREDICTORS",
     "SCALES",
     "VARIANTS",
+    "AccumulationPredictor",
     "GaussianPredictor",
     "PairSample",
     "PositionMarkedPredictor",
@@ -25,7 +27,8 @@ __all__ = [
 ]
 
 PREDICTORS: dict[str, type[Predictor]] = {
-    predictor.name: predictor for predictor in (GaussianPredictor, PositionMarkedPredictor)
+    predictor.name: predictor
+    for predictor in (GaussianPredictor, PositionMarkedPredictor, AccumulationPredictor)
 }
 """Every predictor by name."""
 

