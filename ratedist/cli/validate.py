@@ -62,6 +62,24 @@ def validate(
     jobs: Annotated[
         int, typer.Option("--jobs", help="Layers at a time, each in its own process; the record is the same.")
     ] = 1,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite", help="Run the protocol instead: standard, or a JSON file; captures what it needs."
+        ),
+    ] = None,
+    workloads: Annotated[
+        list[str] | None, typer.Option("--workloads", help="With --suite: only these of its workloads.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="With --suite: id, folder or GGUF file to capture. [default: the embedded model]"
+        ),
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="With --suite: exit with 1 where a goal is missed.")
+    ] = False,
     seed: Seed = 0,
     out: Out = None,
     force: Force = False,
@@ -72,8 +90,44 @@ def validate(
     Prints a table; with `--out` writes the record (validation.json), a picture per workload and an overview.
     Without a GPU, `--backend triton` runs the kernels in Triton's interpreter: correct, and slow.
 
+    With `--suite` it runs the protocol: random splits of many workloads, repeated over seeds, each predicted
+    and measured beside the noise of measuring. It keeps every finished cell in `--out`: after Ctrl-C or a
+    crash the same command goes on there. `--force` computes the cells anew, captures are kept.
+
     Example: `ratedist validate --capture out/demo/captures/documents --variant leader tree --out out/mine`
+
+    Example: `ratedist validate --suite standard --jobs 2 --out out/standard`
     """
+    if suite is not None:
+        for option, value, default in (
+            ("backend", backend, "auto"),
+            ("variant", variant, None),
+            ("criterion", criterion, None),
+            ("threshold", threshold, None),
+            ("predictor", predictor, None),
+            ("layers", layers, None),
+            ("scale", scale, "own-norm"),
+            ("seed", seed, 0),
+        ):
+            if value not in (default, []):
+                raise InputError(option, value, "is the suite's to say; write it into a suite file")
+        from ratedist.cli.suite import run_suite
+
+        run_suite(
+            suite,
+            out=out,
+            captures=capture or [],
+            workloads=workloads or [],
+            model=model,
+            jobs=jobs,
+            judge=judge,
+            force=force,
+            json=json,
+        )
+        return
+    for option, given in (("workloads", workloads), ("model", model), ("judge", judge)):
+        if given:
+            raise InputError(option, given, "goes with --suite")
     if not capture:
         raise InputError(
             "capture", None, "name at least one capture's folder; make one with ratedist capture"

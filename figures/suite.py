@@ -1,0 +1,55 @@
+"""The pictures of a suite's record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from ratedist.errors import RatedistError
+from ratedist.figures.style import style
+from ratedist.figures.suite_bands import banded_predictors, plot_suite_bands
+from ratedist.figures.suite_errors import plot_suite_errors
+from ratedist.figures.suite_layers import plot_suite_layers
+from ratedist.figures.suite_scatter import plot_suite_scatter
+from ratedist.suite_record import SuiteRecord
+
+__all__ = ["save_suite_figures"]
+
+
+def save_suite_figures(record: SuiteRecord, folder: Path) -> list[Path]:
+    """Write scatter, errors, layers and, where a predictor gives bands, bands; returns the PNG files.
+
+    Raises RatedistError where a file cannot be written.
+    """
+    draw: dict[str, Callable[[SuiteRecord], Figure]] = {
+        "suite-scatter": plot_suite_scatter,
+        "suite-errors": plot_suite_errors,
+        "suite-layers": plot_suite_layers,
+    }
+    if banded_predictors(record):
+        draw["suite-bands"] = plot_suite_bands
+    paths = []
+    for name, plot in draw.items():
+        path = folder / f"{name}.png"
+        temporary = path.with_name(f".{path.name}.part")
+        with style():
+            figure = plot(record)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(temporary, format="png")
+                os.replace(temporary, path)
+            except OSError as error:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise RatedistError(
+                    f"{path} cannot be written: {error}; free space or choose another --out"
+                ) from error
+            finally:
+                plt.close(figure)
+        paths.append(path)
+    return paths

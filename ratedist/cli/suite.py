@@ -1,0 +1,221 @@
+"""``ratedist validate --suite``: the protocol over many workloads, splits and seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ratedist.cli.options import messages, print_json
+from ratedist.errors import InputError
+
+if TYPE_CHECKING:
+    from ratedist.suite_record import SuiteRecord
+    from ratedist.validate.store import Capture
+    from ratedist.validate.suite import Suite
+
+__all__ = ["run_suite", "time_left"]
+
+
+def run_suite(
+    source: str,
+    *,
+    out: Path | None,
+    captures: Sequence[Path],
+    workloads: Sequence[str],
+    model: str | None,
+    jobs: int,
+    judge: bool,
+    force: bool,
+    json: bool,
+) -> None:
+    """Run a suite (or what is left of it), write its record and pictures, and say what came of it.
+
+    Exits with code 1 where ``judge`` is set and a goal is missed.
+
+    Raises InputError for arguments that do not fit each other or the suite.
+    """
+    from dataclasses import replace
+
+    from ratedist.cli.validate import load_figures
+    from ratedist.validate.store import Capture
+    from ratedist.validate.suite import load_suite
+
+    suite = load_suite(source)
+    if out is None:
+        raise InputError(
+            "out", None, "name the folder of the suite with --out; the same folder goes on later"
+        )
+    if captures and model is not None:
+        raise InputError("model", model, "is not needed with --capture, whose model it is; leave one out")
+    load_figures()
+    if model is not None:
+        suite = replace(suite, model=model)
+    if captures:
+        opened = [Capture.open(folder) for folder in captures]
+        names = [capture.manifest.workload for capture in opened]
+        chosen = _choose(suite.workloads(names), workloads)
+        opened = [capture for capture in opened if capture.manifest.workload in chosen]
+    else:
+        opened = _captures(suite, out, workloads)
+    _compute(suite, opened, out, jobs=jobs, judge=judge, force=force, json=json)
+
+
+def _captures(suite: Suite, out: Path, workloads: Sequence[str]) -> list[Capture]:
+    """Captures of the suite's workloads, made where they are not there yet."""
+    from ratedist.validate.suite_run import capture_suite
+    from ratedist.validate.workloads import WORKLOADS
+
+    chosen = _choose(suite.workloads(tuple(WORKLOADS)), workloads)
+
+    from ratedist.validate.models import load_model
+
+    loaded = load_model(suite.model)
+    start = time.monotonic()
+    with time_left("capturing") as progress:
+        captures = capture_suite(
+            suite,
+            loaded,
+            out,
+            chosen,
+            progress=lambda done, whole, name: progress(done / whole, name),
+        )
+    messages().print(
+        f"captures of {len(captures)} workloads: {time.monotonic() - start:.0f} s", highlight=False
+    )
+    return captures
+
+
+def _compute(
+    suite: Suite, captures: Sequence[Capture], out: Path, *, jobs: int, judge: bool, force: bool, json: bool
+) -> None:
+    from ratedist.figures.suite import save_suite_figures
+    from ratedist.suite_record import write_suite_record
+    from ratedist.validate.suite_folder import RECORD, SuiteFolder
+    from ratedist.validate.suite_run import fingerprint, plan_work, run_cells, suite_settings
+    from ratedist.validate.suite_summary import make_record
+
+    work = plan_work(suite, captures)
+    marks = {capture.manifest.workload: fingerprint(capture.manifest) for capture in captures}
+    folder = SuiteFolder.claim(out, suite_settings(suite, captures), marks, force=force)
+    start = time.monotonic()
+    with time_left("comparing") as progress:
+        run_cells(suite, work, folder, jobs=jobs, progress=progress)
+    messages().print(f"cells: {time.monotonic() - start:.0f} s", highlight=False)
+    record = make_record(suite, work, folder)
+    write_suite_record(record, out / RECORD)
+    pictures = save_suite_figures(record, out)
+    if json:
+        print_json(record.to_json())
+    else:
+        print_suite(record)
+        for path in (out / RECORD, *pictures):
+            print(path)
+    if judge and not all(goal["met"] for goal in record.goals if goal["chosen"]):
+        raise typer.Exit(1)
+
+
+def _choose(there: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The wanted workloads, all where none is named; raises InputError for one that is not there."""
+    for name in wanted:
+        if name not in there:
+            raise InputError(
+                "workloads", name, f"is not a workload of the suite; choose among {', '.join(there)}"
+            )
+    return tuple(name for name in there if name in wanted) if wanted else tuple(there)
+
+
+@contextmanager
+def time_left(what: str) -> Iterator[Callable[[float, str], None]]:
+    """Progress on standard error; what it gives is called with the share done and the name of what was done.
+
+    The time left is that of the share left, at the pace since the first call. Where standard error is no
+    terminal, a line is printed every ten seconds instead of a bar.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    console = messages()
+    first: tuple[float, float] | None = None
+    last = time.monotonic()
+
+    def left(share: float) -> str:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = (now, share)
+        begun, before = first
+        if share <= before:
+            return ""
+        return f"{_minutes((now - begun) * (1 - share) / (share - before))} left"
+
+    if not console.is_terminal:
+
+        def line(share: float, name: str) -> None:
+            nonlocal last
+            text = left(share)
+            if share >= 1 or time.monotonic() - last >= 10:
+                last = time.monotonic()
+                console.print(f"{what}: {share:.0%} ({name}) {text}".rstrip(), highlight=False)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=1.0, left="")
+
+        def advance(share: float, name: str) -> None:
+            bar.update(task, completed=share, description=f"{what}: {name}", left=left(share))
+
+        yield advance
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def print_suite(record: SuiteRecord) -> None:
+    """Print the words and the summary of a record on standard output."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 124)
+    for sentence in record.words:
+        console.print(sentence, highlight=False)
+    table = Table(
+        box=SIMPLE_HEAD,
+        title="|ln(predicted / measured compression)|; noise: what knowing the workload exactly would leave",
+    )
+    for heading in ("workload", "n → m", "predictor"):
+        table.add_column(heading)
+    for heading in ("median", "noise", "90 %", "noise", "bands hold", "rows", "refused"):
+        table.add_column(heading, justify="right")
+    for entry in record.summary:
+        mode = "" if entry["variant"] is None else f" ({entry['variant']}, {entry['criterion']})"
+        table.add_row(
+            entry["workload"] + mode,
+            f"{entry['n']} → {entry['m']}",
+            entry["predictor"] + (" *" if entry.get("chosen") else ""),
+            _number(entry["median_abs_log_ratio"]),
+            _number(entry["noise_median"]),
+            _number(entry["p90_abs_log_ratio"]),
+            _number(entry["noise_p90"]),
+            "–" if entry["band_coverage"] is None else f"{entry['band_coverage']:.0%}",
+            str(entry["rows"]),
+            str(entry["refused"] or ""),
+        )
+    console.print(table)
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,145 @@
+"""validate.suite: what suites cover, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ratedist.errors import InputError
+from ratedist.predictors import PREDICTORS
+from ratedist.validate.suite import Suite, Task, load_suite, standard_suite, suite_from_json
+from ratedist.validate.workloads import WORKLOADS
+
+TASK = {"workloads": ["documents"], "splits": [[16, 16]]}
+FUSED = tuple(range(2, 28))
+
+
+def test_standard_covers_what_the_protocol_asks() -> None:
+    suite = standard_suite()
+    names = tuple(WORKLOADS)
+    assert suite.workloads(names) == names
+    assert len(names) >= 12
+    large = []
+    for name in names:
+        cells = suite.cells(name, FUSED, range(30))
+        assert all({(16, 16), (16, 64)} <= set(sizes) or sizes == [(16, 256)] for sizes in cells.values())
+        assert min(cells) == 2
+        assert max(cells) == 27
+        if any((16, 256) in sizes for sizes in cells.values()):
+            large.append(name)
+            assert suite.requests(name) == 272
+        else:
+            assert suite.requests(name) == 80
+    assert len(large) == 2
+    assert suite.thresholds == (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+    assert set(suite.variants) == {"leader", "tree"}
+    assert set(suite.criteria) == {"keys", "both"}
+    assert set(suite.predictors) == set(PREDICTORS)
+    assert len(suite.seeds) >= 3
+
+
+def test_layers_by_number_are_spread_over_the_depth() -> None:
+    def layers(wanted: object) -> list[int]:
+        suite = Suite("s", (Task(("w",), ((2, 2),), wanted),))
+        return list(suite.cells("w", FUSED, range(30)))
+
+    assert layers(3) == [2, 14, 27]
+    assert layers(1) == [15]
+    assert layers(99) == list(FUSED)
+    assert layers("all") == list(FUSED)
+    assert layers((0, 29)) == [0, 29]
+    with pytest.raises(InputError, match=r"tasks.layers = 30: is not in the capture of 'w'"):
+        layers((30,))
+
+
+def test_tasks_add_up() -> None:
+    suite = Suite(
+        "s",
+        (
+            Task(("all",), ((4, 4),), (5, 9)),
+            Task(("b",), ((4, 16), (4, 4)), (9,)),
+        ),
+    )
+    assert suite.cells("a", FUSED, range(30)) == {5: [(4, 4)], 9: [(4, 4)]}
+    assert suite.cells("b", FUSED, range(30)) == {5: [(4, 4)], 9: [(4, 4), (4, 16)]}
+    assert (suite.requests("a"), suite.requests("b")) == (8, 20)
+    with pytest.raises(InputError, match=r"tasks.workloads = 'b': unknown; choose all, or some of a, c"):
+        suite.workloads(("a", "c"))
+    only = Suite("s", (Task(("b",), ((4, 4),)),))
+    assert only.workloads(("a", "b", "c")) == ("b",)
+    assert only.cells("a", FUSED, range(30)) == {}
+
+
+def test_a_file_gives_the_suite_that_was_written(tmp_path: Path) -> None:
+    suite = standard_suite()
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(suite.to_json()), encoding="utf-8")
+    assert load_suite(path) == suite
+    path.write_text(json.dumps({"tasks": [{"workloads": "all", "splits": [[4, 8]], "layers": 2}]}))
+    mine = load_suite(path)
+    assert mine.name == "mine"
+    assert mine.tasks == (Task(("all",), ((4, 8),), 2),)
+    assert mine.predictors == tuple(PREDICTORS)
+    assert load_suite("standard") == suite
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "suite = 'list': must be an object"),
+        ({}, r"suite = \[\]: has no tasks; for example"),
+        ({"tasks": []}, r"tasks = \[\]: must hold at least one"),
+        ({"tasks": {}}, r"tasks = \{\}: must be a list of objects"),
+        ({"tasks": [3]}, "tasks = 3: must hold objects"),
+        ({"tasks": [TASK], "layer": 3}, "suite = 'layer': unknown; choose among name, tasks, seeds"),
+        (
+            {"tasks": [{**TASK, "layer": 3}]},
+            "tasks = 'layer': unknown; choose among workloads, splits",
+        ),
+        ({"tasks": [{"splits": [[2, 2]]}]}, "tasks = .*has no workloads"),
+        ({"tasks": [{"workloads": ["a"]}]}, "tasks = .*has no splits"),
+        ({"tasks": [{**TASK, "workloads": [3]}]}, "tasks.workloads = 3: must be names"),
+        ({"tasks": [{**TASK, "workloads": []}]}, r"tasks.workloads = \[\]: must name at least one"),
+        ({"tasks": [{**TASK, "splits": [16, 16]}]}, "tasks.splits = .*must be pairs of whole numbers"),
+        ({"tasks": [{**TASK, "splits": [[16, 16.5]]}]}, "tasks.splits = .*must be pairs of whole numbers"),
+        ({"tasks": [{**TASK, "splits": [[1, 16]]}]}, r"tasks.splits = \[1, 16\]: is too small"),
+        ({"tasks": [{**TASK, "layers": "some"}]}, "tasks.layers = 'some': must be"),
+        ({"tasks": [{**TASK, "layers": 0}]}, "tasks.layers = 0: must be at least 1"),
+        ({"tasks": [{**TASK, "layers": [2, -1]}]}, r"tasks.layers = \[2, -1\]: must name layers from 0"),
+        ({"tasks": [{**TASK, "layers": 2.5}]}, "tasks.layers = 2.5: must be"),
+        ({"tasks": [TASK], "seeds": 3}, "seeds = 3: must be a list of whole numbers"),
+        ({"tasks": [TASK], "seeds": [0, 0]}, r"seeds = \[0, 0\]: names one twice"),
+        ({"tasks": [TASK], "seeds": [-1]}, "seed = -1: must not be negative"),
+        ({"tasks": [TASK], "seeds": []}, r"seeds = \[\]: must name at least one"),
+        ({"tasks": [TASK], "thresholds": ["high"]}, "thresholds = 'high': must be numbers"),
+        ({"tasks": [TASK], "thresholds": [1.5]}, r"threshold = 1.5: must lie in \[-1, 1\]"),
+        (
+            {"tasks": [TASK], "variants": ["forest"]},
+            "variant = 'forest': unknown; choose one of leader",
+        ),
+        (
+            {"tasks": [TASK], "criteria": ["x"]},
+            "criterion = 'x': cannot be predicted; choose one of keys",
+        ),
+        (
+            {"tasks": [TASK], "predictors": ["oracle"]},
+            "predictor = 'oracle': unknown; choose one of",
+        ),
+        ({"tasks": [TASK], "scale": 3}, "scale = 3: must be text"),
+        ({"tasks": [TASK], "tokens": True}, "tokens = True: must be a whole number"),
+        ({"tasks": [TASK], "noise_draws": 0}, "noise_draws = 0: must be at least 1"),
+    ],
+)
+def test_suites_that_are_refused(data: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        suite_from_json(data)
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="suite = 'nowhere': no such suite or file; choose one of standard"):
+        load_suite("nowhere")
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(InputError, match=r"suite = .*is not JSON"):
+        load_suite(tmp_path / "x.json")

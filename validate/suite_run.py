@@ -1,0 +1,237 @@
+"""Running a suite: every cell that is not finished yet, then the record of all that are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ratedist.errors import InputError
+from ratedist.validate.capture import capture_cache
+from ratedist.validate.compare import check_captures, default_layers
+from ratedist.validate.manifest import Manifest, without_files
+from ratedist.validate.models import LoadedModel
+from ratedist.validate.protocol import check_size, noise_cell, recheck, split_cell
+from ratedist.validate.scored_layer import ScoredLayer
+from ratedist.validate.store import Capture
+from ratedist.validate.suite import Suite
+from ratedist.validate.suite_folder import CAPTURES, CellKey, SuiteFolder
+from ratedist.validate.workloads import build_prompts
+
+__all__ = [
+    "LayerWork",
+    "capture_suite",
+    "fingerprint",
+    "plan_work",
+    "run_cells",
+    "suite_settings",
+]
+
+Progress = Callable[[float, str], None]
+"""Called with the share of the work that is done, and what was done last."""
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """All cells of one layer of one capture, finished or not.
+
+    Attributes:
+        capture: the capture.
+        layer: the layer's index.
+        sizes: splits (n, m).
+        seeds: of every split.
+    """
+
+    capture: Capture
+    layer: int
+    sizes: tuple[tuple[int, int], ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def splits(self) -> list[CellKey]:
+        """Keys of the cells of splits."""
+        workload = self.capture.manifest.workload
+        return [CellKey(workload, self.layer, m, n, seed) for n, m in self.sizes for seed in self.seeds]
+
+    @property
+    def noise(self) -> list[CellKey]:
+        """Keys of the cells of noise."""
+        workload = self.capture.manifest.workload
+        return [CellKey(workload, self.layer, m) for m in sorted({m for _, m in self.sizes})]
+
+    @property
+    def cost(self) -> float:
+        """Work in all its cells, in arbitrary units, for the time left."""
+        manifest = self.capture.manifest
+        blocks = sum(length // manifest.block_size for length in manifest.lengths)
+        fused = sum(m * len(self.seeds) for _, m in self.sizes) + sum(8 * key.m for key in self.noise)
+        return (blocks / 1000) ** 2 + fused / 100
+
+
+def capture_suite(
+    suite: Suite,
+    loaded: LoadedModel,
+    folder: Path,
+    workloads: Sequence[str],
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Capture]:
+    """Capture the workloads as the suite needs them, or use what is captured alike under ``folder``.
+
+    Args:
+        suite: tokens, seed, and how many requests each workload needs.
+        loaded: the model; its weights are loaded only if something is left to capture.
+        folder: of the suite; captures go below ``CAPTURES``.
+        workloads: names of built-in workloads.
+        progress: called with tokens done and in all, and the workload's name.
+
+    Raises InputError where a workload has not text enough, or where a capture of other settings is there:
+    captures are not deleted, move it away or name another folder.
+    """
+    sizes = {name: suite.requests(name) * suite.tokens for name in workloads}
+    whole = sum(sizes.values())
+    # All of them before the first is captured: a workload that cannot be built shows at once.
+    prompts = {
+        name: build_prompts(
+            name,
+            loaded.tokenizer,
+            requests=suite.requests(name),
+            tokens=suite.tokens,
+            seed=suite.capture_seed,
+        )
+        for name in workloads
+    }
+    captures: list[Capture] = []
+    before = 0
+    for name in workloads:
+
+        def report(done: int, total: int, name: str = name, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, whole, name)
+
+        captures.append(capture_cache(loaded, prompts[name], folder / CAPTURES / name, progress=report))
+        before += sizes[name]
+        report(0, 0, name, before)
+    return captures
+
+
+def suite_settings(suite: Suite, captures: Sequence[Capture]) -> dict[str, Any]:
+    """What the numbers of every cell depend on, beside its key and its capture; JSON data.
+
+    Workloads, layers, splits and seeds are not among it: a suite that names more goes on in the same folder.
+    """
+    check_captures(captures)
+    first = captures[0].manifest
+    return {
+        "model": first.model,
+        "weights_hash": first.weights_hash,
+        "thresholds": list(suite.thresholds),
+        "variants": list(suite.variants),
+        "criteria": list(suite.criteria),
+        "scale": suite.scale,
+        "predictors": list(suite.predictors),
+        "noise_draws": max(suite.noise_draws, len(suite.seeds)),
+        "version": metadata.version("ratedist"),
+    }
+
+
+def plan_work(suite: Suite, captures: Sequence[Capture]) -> list[LayerWork]:
+    """The cells of a suite on these captures, by workload and layer.
+
+    Raises InputError where captures do not fit each other or the suite: another model, a workload that the
+    suite does not name, a layer that was not captured, or too few requests for a split.
+    """
+    check_captures(captures)
+    names = [capture.manifest.workload for capture in captures]
+    chosen = suite.workloads(names)
+    work = []
+    for capture in captures:
+        manifest = capture.manifest
+        if manifest.workload not in chosen:
+            raise InputError(
+                "captures",
+                str(capture.folder),
+                f"is of workload {manifest.workload!r}, which the suite leaves out",
+            )
+        layers = suite.cells(manifest.workload, default_layers(manifest), manifest.layers)
+        for layer, sizes in layers.items():
+            for n, m in sizes:
+                check_size(manifest, n, m)
+            work.append(LayerWork(capture, layer, tuple(sizes), suite.seeds))
+    return work
+
+
+def run_cells(
+    suite: Suite,
+    work: Sequence[LayerWork],
+    folder: SuiteFolder,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Compute every cell that is not in the folder yet; each is stored as soon as it is finished.
+
+    Args:
+        suite: thresholds, variants, criteria and predictors.
+        work: from ``plan_work``.
+        folder: claimed with ``suite_settings``.
+        jobs: layers at a time, each in a process of its own where more than one; the cells are the same.
+        progress: called after every layer.
+
+    Raises:
+        InputError: ``jobs`` below 1, or a layer without two requests that can be compared.
+        RatedistError: a cell cannot be written; those before it stay.
+    """
+    from joblib import Parallel, delayed
+
+    if jobs < 1:
+        raise InputError("jobs", jobs, "must be at least 1")
+    left = []
+    for item in work:
+        missing = [key for key in (*item.splits, *item.noise) if not folder.has(key)]
+        if missing:
+            left.append((item, missing))
+    whole = sum(item.cost for item in work)
+    done = whole - sum(item.cost for item, _ in left)
+    if progress is not None:
+        progress(done / whole, "cells of an earlier run")
+    results = Parallel(n_jobs=min(jobs, max(1, len(left))), return_as="generator")(
+        delayed(_run_layer)(suite, item, missing, folder) for item, missing in left
+    )
+    for (item, _), _ in zip(left, results, strict=True):
+        done += item.cost
+        if progress is not None:
+            progress(min(1.0, done / whole), f"{item.capture.manifest.workload}, layer {item.layer}")
+
+
+def _run_layer(suite: Suite, item: LayerWork, missing: Sequence[CellKey], folder: SuiteFolder) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the layers run beside each other
+    manifest = item.capture.manifest
+    layer = item.capture.layer(item.layer)
+    try:
+        scored = ScoredLayer(layer)
+    except InputError as error:
+        raise InputError(
+            error.argument, error.value, f"workload {manifest.workload!r}, layer {item.layer}: {error.remedy}"
+        ) from error
+    smallest = min(item.splits, key=lambda key: (key.m, key.n, suite.seeds.index(key.seed or 0)))
+    for key in missing:
+        if key.n is None or key.seed is None:
+            cell = noise_cell(manifest, scored, item.layer, key.m, suite)
+        else:
+            cell = split_cell(manifest, layer, scored, item.layer, (key.n, key.m), suite, key.seed)
+            if key == smallest:
+                cell["rechecked"] = recheck(layer, cell, suite)
+        folder.write(key, cell)
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """sha256 over what a capture holds and what made it, the packages' versions aside."""
+    data = replace(without_files(manifest), versions={}).to_json()
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
