@@ -333,6 +333,8 @@ def cell_rows(
                             "kept_predicted": float(prediction.kept[index]),
                             "compression_measured": m.compression,
                             "compression_predicted": float(prediction.compression[index]),
+                            "compression_predicted_low": _at(prediction.compression_low, index),
+                            "compression_predicted_high": _at(prediction.compression_high, index),
                             "k_error_measured": m.k_error,
                             "k_error_predicted": float(prediction.k_error[index]),
                             "v_error_measured": m.v_error,
@@ -343,6 +345,11 @@ def cell_rows(
                         for index, m in enumerate(cell.measured)
                     ]
     return rows
+
+
+def _at(band: FloatArray | None, index: int) -> float | None:
+    """One end of a band, None where there is none."""
+    return None if band is None or not np.isfinite(band[index]) else float(band[index])
 
 
 def _whole_cache(manifest: Manifest, split: Split, fused_layers: int, kept: FloatArray) -> FloatArray:
