@@ -14,6 +14,7 @@ from ratedist.cli import (
     capture,
     curve,
     demo,
+    generate,
     kernels,
     quality,
     simulate,
@@ -54,6 +55,7 @@ app.command("validate", cls=ManyValuesCommand)(validate.validate)
 app.command("quality", cls=ManyValuesCommand)(quality.quality)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
+app.command("generate")(generate.generate)
 app.add_typer(bench.app)
 app.command("curve", cls=ManyValuesCommand)(curve.curve)
 bench.app.command("theory")(bench_theory.theory)
