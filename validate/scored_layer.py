@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.candidates import Candidates
+from ratedist.kernels.candidates import find_candidates
 from ratedist.kernels.exact import first_equal
 from ratedist.kernels.fuse import check_options
-from ratedist.kernels.layout import BlockTable, PagedLayer
+from ratedist.kernels.layout import UNUSED, BlockTable, PagedLayer
 from ratedist.kernels.leader import fuse_leader
 from ratedist.kernels.tree import find_roots, fuse_tree
 from ratedist.kernels.units import units_by_domain
@@ -64,11 +64,15 @@ class ScoredLayer:
         """
         self.sample: PairSample = pair_sample(layer)
         self._table = layer.table
-        full = layer.table.full_blocks
-        self._first_block = torch.cumsum(full, 0) - full
-        # Stand-ins for the blocks, equal where the blocks are byte-equal: small enough to compare each time.
+        size, full = layer.table.block_size, layer.table.full_blocks
+        # A stand-in for the layer: its full blocks by their place in the sample, equal where they are
+        # byte-equal, and small enough to be compared in every draw.
         labels = torch.from_numpy(self.sample.duplicate).int().view(torch.float32)
-        self._labels = labels[:, None, None, None]
+        pool = labels[:, None, None, None].expand(-1, size, 1, 1).contiguous()
+        columns = torch.arange(max(1, int(full.max())))
+        places = (torch.cumsum(full, 0) - full)[:, None] + columns
+        entries = torch.where(columns < full[:, None], places, UNUSED).int()
+        self._stand_in = PagedLayer(pool, pool, BlockTable(entries, full * size, layer.table.domains, size))
         self._scores: dict[str, Tensor] = {}
 
     def draw(self, requests: Sequence[int]) -> Draw:
@@ -76,24 +80,13 @@ class ScoredLayer:
 
         Raises InputError where none of them has a full block.
         """
-        chosen = torch.tensor(list(requests), dtype=torch.int64)
-        full = self._table.full_blocks[chosen]
-        if int(full.sum()) == 0:
-            raise InputError(
-                "requests", list(requests), "none has a full block; give longer requests"
-            )
-        row = torch.repeat_interleave(torch.arange(len(chosen)), full)
-        block = torch.arange(len(row)) - (torch.cumsum(full, 0) - full)[row]
-        blocks = Candidates(
-            logical=row * int(full.max()) + block,
-            request=row,
-            domain=self._table.domains[chosen][row],
-            physical=self._first_block[chosen][row] + block,
-        )
-        first = first_equal(self._labels, self._labels, blocks, fused=False)
-        return Draw(
-            self, select_table(self._table, requests), blocks.physical, first, units_by_domain(blocks, first)
-        )
+        stand_in = select_requests(self._stand_in, requests)
+        blocks = find_candidates(stand_in)
+        if len(blocks) == 0:
+            raise InputError("requests", list(requests), "none has a full block; give longer requests")
+        first = first_equal(stand_in.k, stand_in.v, blocks, fused=False)
+        table = select_table(self._table, requests)
+        return Draw(self, table, blocks.physical, first, units_by_domain(blocks, first))
 
     def scores(self, criterion: str) -> Tensor:
         """(N, N) float32 scores of all pairs of full blocks; InputError for an unknown criterion."""
