@@ -22,12 +22,14 @@ class Candidates:
     Attributes:
         logical: (n,) int64 flat logical index, request * max_blocks + block; ascending.
         request: (n,) int64.
-        domain: (n,) int64.
+        unit: (n,) int64; blocks of one unit never match each other directly. Ascending within a domain.
+        domain: (n,) int64; each domain is a fusion problem of its own.
         physical: (n,) int64 id in the pool; ids repeat where the block table aliases.
     """
 
     logical: Tensor
     request: Tensor
+    unit: Tensor
     domain: Tensor
     physical: Tensor
 
@@ -35,17 +37,27 @@ class Candidates:
         return self.logical.shape[0]
 
 
-def find_candidates(layer: PagedLayer | FusedLayer) -> Candidates:
-    """The full blocks of ``layer``."""
+def find_candidates(layer: PagedLayer | FusedLayer, chunk_blocks: int | None = None) -> Candidates:
+    """The full blocks of ``layer``.
+
+    Args:
+        layer: the layer.
+        chunk_blocks: full blocks per chunk where the units are the chunks of a request and every request
+            is a domain; None where the units are requests.
+    """
     table = layer.table
     max_blocks = table.entries.shape[1]
     full = torch.arange(max_blocks, device=table.entries.device) < table.full_blocks[:, None]
     logical = torch.nonzero(full.flatten()).flatten()
     request = logical // max(1, max_blocks)
+    unit, domain = request, table.domains[request]
+    if chunk_blocks is not None:
+        unit, domain = logical % max(1, max_blocks) // chunk_blocks, request
     return Candidates(
         logical=logical,
         request=request,
-        domain=table.domains[request],
+        unit=unit,
+        domain=domain,
         physical=table.entries.flatten()[logical].long(),
     )
 

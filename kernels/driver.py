@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ratedist.kernels.assemble import assemble, distinct_scales
 from ratedist.kernels.candidates import check_scales, find_candidates, usable_norms
+from ratedist.kernels.caps import Caps
 from ratedist.kernels.exact import first_equal
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.leader import fuse_leader
@@ -28,7 +29,7 @@ def fuse_with(
 ) -> Fusion:
     """``ratedist.kernels.fuse.fuse`` with options that have been checked, on the given matcher."""
     check_scales(layer, layer_name)
-    blocks = find_candidates(layer)
+    blocks = find_candidates(layer, options.chunk_blocks)
     k_norm, v_norm = usable_norms(matcher, layer, blocks, layer_name)
     first = first_equal(layer.k, layer.v, blocks, fused=isinstance(layer, FusedLayer))
     scoring = make_scoring(options.criterion, [Pools(Part(layer.k, k_norm), Part(layer.v, v_norm))])
@@ -39,8 +40,9 @@ def fuse_with(
     absorber = first.clone()
     score = torch.ones(len(blocks), dtype=torch.float32, device=layer.k.device)
     fuse_units = fuse_leader if options.variant == "leader" else fuse_tree
+    caps = Caps(blocks, first, options) if options.capped else None
     for units in units_by_domain(blocks, first):
-        fuse_units(units, match, options.limit, absorber, score)
+        fuse_units(units, match, options.limit, absorber, score, caps)
 
     representative = find_roots(absorber)
     own = torch.arange(len(blocks), device=layer.k.device)

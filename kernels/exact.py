@@ -18,12 +18,12 @@ def first_equal(k: Tensor, v: Tensor, candidates: Candidates, *, fused: bool) ->
     """(n,) int64: position of the candidate whose physical block each candidate takes; its own where unique.
 
     A group of candidates of one domain that are byte-equal in keys and values and span at least two
-    requests takes the block of its lowest logical index. Duplicates within a single request stay apart,
+    units takes the block of its lowest logical index. Duplicates within a single unit stay apart,
     unless they are one physical block already: blocks of a domain that share go on sharing.
 
     In a layer that is fused already, only the first block that reads a physical block tells of which
-    request it is. Otherwise a request's own duplicates would be joined as soon as one of them had
-    absorbed a block of another request, and fusing again would change what the first time left alone.
+    unit it is. Otherwise a unit's own duplicates would be joined as soon as one of them had
+    absorbed a block of another unit, and fusing again would change what the first time left alone.
 
     Args:
         k: (blocks, block_size, kv_heads, head_dim) pool of keys.
@@ -41,8 +41,8 @@ def first_equal(k: Tensor, v: Tensor, candidates: Candidates, *, fused: bool) ->
 
     counted = torch.nonzero(holder == position).flatten() if fused else position
     first, last = _ends((domain * len(ids) + byte_classes(k, v, ids)[content])[counted], counted)
-    # Positions are in order of request, so the ends of a group show whether it spans two.
-    spans = candidates.request[first] != candidates.request[last]
+    # Within a domain positions are in order of unit, so the ends of a group show whether it spans two.
+    spans = candidates.unit[first] != candidates.unit[last]
     result = position.clone()
     result[counted] = torch.where(spans, first, counted)
     return result[holder]

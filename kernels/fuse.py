@@ -6,13 +6,23 @@ from ratedist.errors import InputError
 from ratedist.kernels.driver import fuse_with
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.matching import Matcher
-from ratedist.kernels.options import VARIANTS, FuseOptions
+from ratedist.kernels.options import MODES, VARIANTS, FuseOptions
 from ratedist.kernels.result import Fusion
 from ratedist.kernels.scales import SCALES
 from ratedist.kernels.scoring import CRITERIA
 from ratedist.kernels.triton_support import choose_backend
 
-__all__ = ["BACKENDS", "CRITERIA", "SCALES", "VARIANTS", "Fusion", "check_options", "fuse", "matcher_of"]
+__all__ = [
+    "BACKENDS",
+    "CRITERIA",
+    "MODES",
+    "SCALES",
+    "VARIANTS",
+    "Fusion",
+    "check_options",
+    "fuse",
+    "matcher_of",
+]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
@@ -24,24 +34,35 @@ def fuse(
     variant: str = "leader",
     criterion: str = "keys",
     scale: str = "own-norm",
+    mode: str = "bff",
+    chunk_blocks: int | None = None,
+    max_sharers: int | None = None,
+    max_absorbed_share: float | None = None,
     backend: str = "auto",
     layer_name: str | int | None = None,
 ) -> Fusion:
-    """Let similar full blocks of different requests of one domain share one physical block.
+    """Let similar full blocks of different units of one domain share one physical block.
 
-    Byte-equal blocks (keys and values) of different requests share the one of lowest logical index,
-    at every threshold. Over the blocks that remain, with every request that has a full block as a unit:
+    With mode ``"bff"`` the units are the requests and the domains those of the block table. With ``"cff"``
+    every request is a domain by itself and nothing is shared between requests; its units are its consecutive
+    chunks of ``chunk_blocks`` full blocks, the last of which may be shorter.
 
-    - ``"leader"``: units are taken in order of request; each block of a unit is absorbed by its best
+    Byte-equal blocks (keys and values) of different units share the one of lowest logical index,
+    at every threshold. Over the blocks that remain, with every unit that has a full block:
+
+    - ``"leader"``: units are taken in order; each block of a unit is absorbed by its best
       match among the blocks kept of earlier units where that score exceeds the threshold, else it is
       kept. A kept block is never absorbed, so every member is within the threshold of its representative.
     - ``"tree"``: units are paired level by level, an odd last one passing up; at a node each block kept
       on the right is absorbed by its best match kept on the left, and takes its members along, so
       members can end below the threshold.
 
-    Blocks of one request never match each other directly. A score counts as min(score, 1), so that at
+    Blocks of one unit never match each other directly. A score counts as min(score, 1), so that at
     threshold 1 only exact duplicates share. Ties go to the lowest logical index. A block of norm zero
     has no direction: its similarity to anything is 0.
+
+    Under a cap, blocks are admitted in order of falling score, the lowest logical index first among equals:
+    in the leader unit by unit, in the tree node by node, where members that move along count too.
 
     Blocks of a domain that share a physical block to begin with go on sharing it. A layer that is fused
     already is fused as it is stored: physical blocks are matched, and scales multiply.
@@ -56,6 +77,13 @@ def fuse(
         variant: one of ``VARIANTS``.
         criterion: one of ``CRITERIA``, see ``ratedist.kernels.scoring``.
         scale: one of ``SCALES``: what a member's reading is multiplied with, see ``ratedist.kernels.scales``.
+        mode: one of ``MODES``.
+        chunk_blocks: full blocks per chunk; with mode ``"cff"`` alone.
+        max_sharers: logical blocks of a domain that may read one physical block. Exact duplicates always
+            share, and count. A block whose best match has no room for it and all that read it is kept: it
+            is given no second choice.
+        max_absorbed_share: share of a request's full blocks that may be absorbed by similarity, within
+            [0, 1]. Exact duplicates do not count, wherever the block goes whose bytes they have.
         backend: one of ``BACKENDS``. ``"auto"`` is ``"triton"`` for a layer on a GPU and ``"cpu"``
             otherwise; ``"reference"`` is slow, and holds whole similarity matrices.
         layer_name: the layer's name or index, for messages.
@@ -73,7 +101,9 @@ def fuse(
             "was fused with rotary positions or means taken away, so its blocks are not what is stored: fuse "
             "the layer before that fusion, or what materialise (ratedist.kernels.materialise) makes of it",
         )
-    options = FuseOptions(threshold, variant, criterion, scale)
+    options = FuseOptions(
+        threshold, variant, criterion, scale, mode, chunk_blocks, max_sharers, max_absorbed_share
+    )
     chosen = choose_backend(backend, layer.k.device, BACKENDS)
     if chosen == "reference":
         from ratedist.kernels.reference import fuse_reference

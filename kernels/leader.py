@@ -5,17 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratedist.kernels.caps import Caps
 from ratedist.kernels.units import Match, left_share
 
 __all__ = ["fuse_leader"]
 
 
-def fuse_leader(units: list[Tensor], match: Match, limit: float, absorber: Tensor, score: Tensor) -> None:
+def fuse_leader(
+    units: list[Tensor],
+    match: Match,
+    limit: float,
+    absorber: Tensor,
+    score: Tensor,
+    caps: Caps | None = None,
+) -> None:
     """Each block is absorbed by its best match among the blocks kept of earlier units.
 
     Halves are settled one after the other, and between the two the second half meets in one call what
     the first one kept. Every pair of a block and an earlier kept block is scored once, as it is unit by
-    unit, but in few large products. Writes the absorber and the score of every block of ``units``.
+    unit, but in few large products. A block's best match does not depend on the caps, so they are asked
+    where a unit is decided. Writes the absorber and the score of every block of ``units``.
     """
     best = torch.full_like(score, -torch.inf)
     target = absorber.clone()
@@ -24,6 +33,9 @@ def fuse_leader(units: list[Tensor], match: Match, limit: float, absorber: Tenso
         if high - low == 1:
             unit = units[low]
             absorbed = best[unit] > limit
+            if caps is not None:
+                asking = unit[absorbed]
+                absorbed[absorbed.clone()] = caps.admit(asking, target[asking], best[asking])
             leaving = unit[absorbed]
             absorber[leaving] = target[leaving]
             score[leaving] = best[leaving]

@@ -5,7 +5,7 @@ The other implementations are tested against this one, so it shares nothing with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Tensor
@@ -39,12 +39,17 @@ def fuse_reference(
     # A block is named by its flat logical index; candidates are in logical order.
     candidates = [i * max_blocks + b for i in range(requests) for b in range(full[i])]
     request = {a: a // max_blocks for a in candidates}
+    unit = dict(request)
     domain = {a: domains[request[a]] for a in candidates}
+    if options.mode == "cff":
+        assert options.chunk_blocks is not None
+        unit = {a: a % max_blocks // options.chunk_blocks for a in candidates}
+        domain = dict(request)
     physical = {a: entries[a // max_blocks][a % max_blocks] for a in candidates}
     k = {a: layer.k[physical[a]].flatten().float() for a in candidates}
     v = {a: layer.v[physical[a]].flatten().float() for a in candidates}
 
-    # Step 1: byte-equal blocks of one domain, where they span two requests, share the first of them.
+    # Step 1: byte-equal blocks of one domain, where they span two units, share the first of them.
     content = {a: _bytes(layer.k[physical[a]]) + _bytes(layer.v[physical[a]]) for a in candidates}
     # Blocks that read one physical block share already; in a fused layer, only the first one counts.
     holder: dict[tuple[int, int], int] = {}
@@ -55,10 +60,10 @@ def fuse_reference(
     first = {}
     for group in groups.values():
         for a in group:
-            first[a] = group[0] if len({request[b] for b in group}) > 1 else a
+            first[a] = group[0] if len({unit[b] for b in group}) > 1 else a
     first = {a: first[holder[domain[a], physical[a]]] for a in candidates}
 
-    # Step 2: the distinct blocks, request by request.
+    # Step 2: the distinct blocks, unit by unit.
     matrix = _score_matrix(candidates, k, v, options.criterion)
     index = {a: n for n, a in enumerate(candidates)}
 
@@ -67,21 +72,43 @@ def fuse_reference(
 
     limit = float(torch.tensor(options.threshold, dtype=torch.float32))
     absorber = dict(first)
+    # Under the caps: who reads a block now, and how many more of a request may be absorbed.
+    readers = {a: [b for b in candidates if first[b] == a] for a in candidates}
+    room: dict[int, float] = {}
+    for i in range(requests):
+        allowed = [n for n in range(full[i] + 1) if n <= (options.max_absorbed_share or 0) * full[i] + 1e-9]
+        room[i] = math.inf if options.max_absorbed_share is None else max(allowed)
+
+    def survivors(unit_blocks: list[int], kept: list[int]) -> list[int]:
+        """The blocks of ``unit_blocks`` that nobody in ``kept`` absorbs; notes who absorbs the others."""
+        best: dict[int, int] = {}
+        for a in unit_blocks:
+            highest = limit
+            for b in kept:
+                # Strictly higher: of equal scores the lowest logical index wins.
+                if score(a, b) > highest:
+                    best[a], highest = b, score(a, b)
+        for a in sorted(best, key=lambda a: (-score(a, best[a]), a)):
+            crowd = readers[a] + readers[best[a]]
+            full_up = options.max_sharers is not None and len(crowd) > options.max_sharers
+            if not full_up and room[request[a]] > 0:
+                absorber[a] = best[a]
+                readers[best[a]] = crowd
+                room[request[a]] -= 1
+        return [a for a in unit_blocks if absorber[a] == a]
+
     for d in sorted(set(domain.values())):
-        members = sorted({request[a] for a in candidates if domain[a] == d})
-        units = [[a for a in candidates if request[a] == i and first[a] == a] for i in members]
+        here = [a for a in candidates if domain[a] == d]
+        units = [[a for a in here if unit[a] == u and first[a] == a] for u in sorted({unit[a] for a in here})]
         if options.variant == "leader":
             kept: list[int] = []
-            for unit in units:
-                kept = kept + _survivors(unit, kept, score, limit, absorber)
+            for members in units:
+                kept = kept + survivors(members, kept)
         else:
             while len(units) > 1:
                 pairs = [units[n : n + 2] for n in range(0, len(units), 2)]
                 units = [
-                    pair[0] + _survivors(pair[1], pair[0], score, limit, absorber)
-                    if len(pair) == 2
-                    else pair[0]
-                    for pair in pairs
+                    pair[0] + survivors(pair[1], pair[0]) if len(pair) == 2 else pair[0] for pair in pairs
                 ]
 
     representative = {}
@@ -127,28 +154,6 @@ def fuse_reference(
         kept=sum(representative[a] == a for a in candidates),
         exact=sum(first[a] != a for a in candidates),
     )
-
-
-def _survivors(
-    unit: list[int],
-    kept: list[int],
-    score: Callable[[int, int], float],
-    limit: float,
-    absorber: dict[int, int],
-) -> list[int]:
-    """The blocks of ``unit`` with no score above ``limit`` in ``kept``; notes who absorbs the others."""
-    survivors = []
-    for a in unit:
-        best, best_score = None, limit
-        for b in kept:
-            # Strictly higher: of equal scores the lowest logical index wins.
-            if score(a, b) > best_score:
-                best, best_score = b, score(a, b)
-        if best is None:
-            survivors.append(a)
-        else:
-            absorber[a] = best
-    return survivors
 
 
 def _score_matrix(

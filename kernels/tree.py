@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratedist.kernels.caps import Caps
 from ratedist.kernels.units import Match, left_share
 
 __all__ = ["find_roots", "fuse_tree"]
 
 
-def fuse_tree(units: list[Tensor], match: Match, limit: float, absorber: Tensor, score: Tensor) -> None:
+def fuse_tree(
+    units: list[Tensor],
+    match: Match,
+    limit: float,
+    absorber: Tensor,
+    score: Tensor,
+    caps: Caps | None = None,
+) -> None:
     """At every node, each block kept on the right is absorbed by its best match kept on the left.
 
     Writes the absorber of every block of ``units``, and the score against this absorber.
@@ -23,6 +31,9 @@ def fuse_tree(units: list[Tensor], match: Match, limit: float, absorber: Tensor,
         left, right = merge(low, middle), merge(middle, high)
         found, position = match(right, left)
         absorbed = found > limit
+        if caps is not None:
+            asking = absorbed.clone()
+            absorbed[asking] = caps.admit(right[asking], left[position[asking]], found[asking])
         leaving = right[absorbed]
         absorber[leaving] = left[position[absorbed]]
         score[leaving] = found[absorbed]

@@ -16,9 +16,9 @@ Match = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def units_by_domain(blocks: Candidates, first: Tensor) -> list[list[Tensor]]:
-    """For every domain, the distinct blocks (by position) of each request that has candidates.
+    """For every domain, the distinct blocks (by position) of each unit that has candidates.
 
-    A request all of whose blocks are duplicates is a unit without blocks; one without a full block is
+    A unit all of whose blocks are duplicates stays one, without blocks; a request without a full block is
     no unit, so that padding a batch with empty requests does not change how the tree pairs the others.
 
     Args:
@@ -28,7 +28,7 @@ def units_by_domain(blocks: Candidates, first: Tensor) -> list[list[Tensor]]:
     domains = []
     for domain in torch.unique(blocks.domain):
         here = torch.nonzero(blocks.domain == domain).flatten()
-        _, sizes = torch.unique_consecutive(blocks.request[here], return_counts=True)
+        _, sizes = torch.unique_consecutive(blocks.unit[here], return_counts=True)
         distinct = first[here] == here
         domains.append(
             [
