@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from ratedist.validate.store import Capture
 
 __all__ = ["CaptureWriter", "finished_capture"]
 
-_T = TypeVar("_T", bound=tuple[object, ...])
+_T = TypeVar("_T", bound=tuple[Any, ...])
 
 
 class CaptureWriter(AbstractContextManager["CaptureWriter"]):

@@ -34,7 +34,7 @@ def demo(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Capture a model on the built-in workloads, predict what fusion saves and costs, measure it, show both.
+    """Capture a model on four built-in workloads, predict what fusion saves and costs, measure it, show both.
 
     Then runs the Triton kernels (in Triton's interpreter where there is no GPU) on a layer of every workload
     and exits with 1 if they do not fuse and attend as the CPU path does.
