@@ -19,7 +19,7 @@ def near_duplicates(tokenizer: Tokenizer, tokens: int, random: Random) -> Iterat
 
     Stands for records of one kind that must not be confused: the same letter to another customer, the same
     report with another dose. In four families in turn, a fact stands early, in the middle or late in the same
-    real text, and the last line asks for it; within a family only the fact's value differs, at equal
+    real text, and the end asks for it; within a family only the fact's value differs, at equal
     length in tokens, so that all that follows stays aligned with the blocks of its siblings. Exact is the
     prefix before the value. Behind it K and V differ only by the value's influence, and blocks look
     mergeable that are not: whoever reads a sibling's block with the value gives a sibling's answer.
@@ -50,7 +50,8 @@ def _family(
 ) -> Iterator[Prompt]:
     statement, question, draw = fact
     before, after = statement.split("{}")
-    ending = encode(tokenizer, f"\nQuestion: {question} Answer with the value alone.\nAnswer:", special=False)
+    # The answer is begun, so that even a small model goes on with the value.
+    ending = encode(tokenizer, f"\nQuestion: {question}\nAnswer: {before.strip()}", special=False)
     room = tokens - len(ending)
     tail = encode(tokenizer, after + "\n", special=False)
     head = encode(tokenizer, f"Read the text and answer the question.\n{before}")
