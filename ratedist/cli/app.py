@@ -17,6 +17,7 @@ from ratedist.cli import (
     generate,
     kernels,
     quality,
+    serve,
     simulate,
     validate,
 )
@@ -56,6 +57,7 @@ app.command("quality", cls=ManyValuesCommand)(quality.quality)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("serve", cls=ManyValuesCommand)(serve.serve)
 app.add_typer(bench.app)
 app.command("curve", cls=ManyValuesCommand)(curve.curve)
 bench.app.command("theory")(bench_theory.theory)

@@ -22,7 +22,7 @@ from ratedist.validate.serving.packed import PackedModel
 from ratedist.validate.serving.prefix import PrefixIndex
 from ratedist.validate.serving.trace import Request, check_trace
 
-__all__ = ["EngineOptions", "Served", "ServingRun", "Step", "run_engine"]
+__all__ = ["EngineOptions", "Served", "ServingRun", "Step", "profile_prompts", "run_engine"]
 
 EXACT = 1.0
 """Threshold at which only byte-equal blocks share."""
@@ -214,6 +214,36 @@ def run_engine(
         candidates=pool.candidates,
         kept=pool.kept,
     )
+
+
+def profile_prompts(
+    packed: PackedModel, requests: Sequence[Request], options: EngineOptions
+) -> tuple[list[int], float]:
+    """What resident prompts take: prefill requests one after the other, fuse each, and release none.
+
+    Args:
+        packed: the model, within its context.
+        requests: whose prompts are computed; nothing is generated.
+        options: of which the pool must hold them all.
+
+    Returns:
+        Blocks in use with 0, 1, … requests resident, and the mean seconds of one request's fusion.
+    """
+    jobs = [Job(request.arrival, len(request.prompt), request.new_tokens) for request in requests]
+    pool = _Pool(packed, dict(zip(jobs, requests, strict=True)), options)
+    blocks, seconds = [0], 0.0
+    for index, job in enumerate(jobs):
+        job.held = pool.place(job, jobs[:index])
+        while job.held < job.known:
+            work = [(job, min(options.step_tokens, job.known - job.held))]
+            pool.compute(packed, work)
+            job.held += work[0][1]
+            pool.note_prefixes(work)
+        started = time.perf_counter()
+        pool.fuse(job)
+        seconds += time.perf_counter() - started
+        blocks.append(pool.used)
+    return blocks, seconds / len(jobs)
 
 
 class _Pool:
