@@ -59,7 +59,7 @@ def attention_vectorised(
     start = q.new_full((query_heads,), -math.inf, dtype=torch.float32) if sinks is None else sinks.float()
     # What rows without a token to attend to keep: nothing but the sink.
     out = torch.zeros_like(q)
-    lse = start.expand(q.shape[:2]).contiguous()
+    lse = start.repeat(len(q), 1)
     kv_heads, head_dim = layer.k.shape[2:]
     rows = query_heads // kv_heads
     for pieces in _batches(_pieces(layer, query_lengths, window), layer, rows):

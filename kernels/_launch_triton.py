@@ -110,7 +110,7 @@ class Specialisation:
         types: Triton type of every runtime argument, in order; the types that are annotated in the kernel
             included.
         aligned: pointers promised to be multiples of 16 bytes: the pools that are read in bulk.
-        constexprs: value of every constexpr parameter.
+        constexprs: value of every constexpr parameter, and None for arguments that a form does without.
         has_product: whether it multiplies matrices, so that low precision belongs on matrix instructions.
         num_warps, num_stages: launch options.
     """
@@ -120,7 +120,7 @@ class Specialisation:
     dtype: torch.dtype
     types: Mapping[str, str]
     aligned: tuple[str, ...]
-    constexprs: Mapping[str, int | bool]
+    constexprs: Mapping[str, int | bool | None]
     has_product: bool
     num_warps: int = 4
     num_stages: int = 2

@@ -7,6 +7,7 @@ that runs on any device, and a Triton kernel. None of the first two needs Triton
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,15 +84,15 @@ def paged_attention(
         _check_sinks(sinks, q)
 
     chosen = choose_backend(backend, q.device, BACKENDS)
+    options: dict[str, Any] = {"window": window, "softcap": softcap, "sinks": sinks}
+    if chosen == "reference":
+        return attention_reference(q, layer, counts, float(softmax_scale), **options)
     if chosen == "triton":
-        if query_lengths is not None or window is not None or softcap is not None or sinks is not None:
-            raise InputError("backend", backend, "decodes without window, softcap and sinks; use 'cpu'")
         # Imported on demand: Triton exists on some platforms only.
-        from ratedist.kernels._attention_triton import decode
+        from ratedist.kernels._attention_triton import attend
 
-        return decode(q, layer, float(softmax_scale))
-    attend = attention_reference if chosen == "reference" else attention_vectorised
-    return attend(q, layer, counts, float(softmax_scale), window=window, softcap=softcap, sinks=sinks)
+        return attend(q, layer, counts, float(softmax_scale), **options)
+    return attention_vectorised(q, layer, counts, float(softmax_scale), **options)
 
 
 def paged_decode_attention(

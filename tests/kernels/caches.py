@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.reading import Means, Reading
+from ratedist.kernels.rotary import Rotary
 
 
 def generator(seed: int) -> torch.Generator:
@@ -73,6 +76,24 @@ def make_layer(
         beyond = torch.arange(max_blocks) >= table.used_blocks[:, None]
         scales.append(scale.masked_fill(beyond, float("nan")))
     return FusedLayer(k, v, table, *scales)
+
+
+def with_reading(layer: FusedLayer, style: str, rotary_dim: int, seed: int = 0) -> FusedLayer:
+    """The layer with a reading: some blocks with a shift, with means, with both or with neither."""
+    random = generator(seed + 1)
+    shape = layer.table.entries.shape
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, shape, generator=random, dtype=torch.int32)
+
+    centred = draw(2).bool()
+    means = Means(
+        *(torch.randn(3, *layer.k.shape[1:], generator=random).to(layer.k.dtype) for _ in range(2)),
+        add=torch.where(centred, draw(3), -1),
+        subtract=torch.where(centred, draw(3), -1),
+    )
+    rotary = Rotary.from_base(500.0, rotary_dim, style)
+    return dataclasses.replace(layer, reading=Reading(draw(2) * (draw(4000) - 2000), rotary, means))
 
 
 def make_query(layer: PagedLayer | FusedLayer, group: int, seed: int = 1) -> Tensor:

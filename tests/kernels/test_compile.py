@@ -50,28 +50,37 @@ def test_every_kernel_compiles(target: str) -> None:
         if target.startswith("cuda") and not (kernel["has_product"] and low):
             # float32 products are IEEE, for which NVIDIA has no matrix instructions.
             assert kernel["matrix_instructions"] == 0, label
-        if kernel["name"].startswith("paged_decode"):
+        if kernel["name"].startswith("attention["):
             assert kernel["loads"] == {"k_pool": 16, "v_pool": 16}, label
+        if kernel["name"].startswith("attention_reading["):
+            assert kernel["loads"].keys() == {"k_pool", "v_pool", "k_mean_pool", "v_mean_pool"}, label
 
 
 # Runs every launcher on CPU tensors with the start of a kernel replaced by a note of what Triton's own
 # just-in-time compiler would have compiled for those arguments, and holds it against what is declared.
 LAUNCHES = """
-import json, sys
+import dataclasses
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
 from ratedist.kernels import _attention_triton, _launch_triton, _match_triton, compile as compiling, scoring
+from ratedist.kernels.attention import paged_attention
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.reading import Means, Reading
+from ratedist.kernels.rotary import Rotary
 
+# CPU tensors stand for a GPU's, and this process does not interpret.
+import ratedist.kernels.attention as attention
+attention.choose_backend = lambda *arguments: "triton"
 known = compiling.specialisations()
-current, seen = None, []
+current, seen, binders = None, [], {}
 backend = make_backend(GPUTarget("cuda", 90, 32))
 
 def note(self, *args, grid, warmup, **kwargs):
-    bind = jit.create_function_from_signature(self.signature, self.params, backend)
-    _, specialisation, options = bind(*args, **kwargs)
+    if self not in binders:
+        binders[self] = jit.create_function_from_signature(self.signature, self.params, backend)
+    _, specialisation, options = binders[self](*args, **kwargs)
     assert options == current.options, (options, current.options)
     for parameter, (kind, key) in zip(self.params, specialisation, strict=True):
         if kind == "constexpr":
@@ -92,16 +101,28 @@ triton.JITFunction.run = note
 _launch_triton.Specialisation.launch = launched
 
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
-    for head_dim in (8, 64, 72, 128, 136, 256):
+    for head_dim in (8, 72, 256):
         pool = torch.zeros(5, 16, 2, head_dim, dtype=dtype)
         # Lengths and entries at addresses that are not multiples of 16, and sizes of 1 and 16.
         entries = torch.zeros(7, 2, dtype=torch.int32)[1:]
         lengths = torch.ones(7, dtype=torch.int64)[1:]
         table = BlockTable(entries, lengths, torch.zeros(6, dtype=torch.int64), 16)
         scale = torch.ones(13)[1:].view(6, 2)
-        for layer in (PagedLayer(pool, pool, table), FusedLayer(pool, pool, table, scale, scale)):
-            for group in (1, 4, 17):
-                _attention_triton.decode(torch.zeros(6, 2 * group, head_dim, dtype=dtype), layer, 1.0)
+        fused = FusedLayer(pool, pool, table, scale, scale)
+        means = Means(pool, pool, entries, entries)
+        turned = Reading(torch.ones_like(entries), Rotary.from_base(1e4, 8))
+        for layer in (
+            PagedLayer(pool, pool, table),
+            fused,
+            dataclasses.replace(fused, reading=turned),
+            dataclasses.replace(fused, reading=dataclasses.replace(turned, means=means)),
+        ):
+            for group in (4, 17):
+                # Queries at an address that is no multiple of 16.
+                q = torch.zeros(2 * 6 * group * head_dim + 1, dtype=dtype)[1:].view(6, 2 * group, -1)
+                paged_attention(q[..., :head_dim], layer)
+                _attention_triton.choose_splits = lambda *arguments: 2
+                paged_attention(q[:2, :, :head_dim], layer, torch.tensor([1, 1, 0, 0, 0, 0]))
         norm = _match_triton.block_norms(pool)
         for count in (1, 16, 33):
             ids = torch.zeros(count + 1, dtype=torch.int64)[1:]
@@ -139,8 +160,8 @@ import dataclasses, json, torch
 from ratedist.kernels import _attention_triton
 from ratedist.kernels.compile import compile_kernel
 
-good = _attention_triton._specialisation(torch.float16, 64)
-half_aligned = dataclasses.replace(good, aligned=("k_pool",))
+good = _attention_triton._specialisation(torch.float16, 16, 64, False)
+half_aligned = dataclasses.replace(good, aligned=("q", "k_pool", "out", "partial"))
 upcast = dataclasses.replace(good, constexprs={**good.constexprs, "UPCAST": True})
 print(json.dumps([compile_kernel(broken, "cuda:90").to_dict() for broken in (half_aligned, upcast)]))
 """

@@ -6,14 +6,14 @@ import dataclasses
 
 import pytest
 import torch
-from caches import generator, make_layer
+from caches import make_layer, with_reading
 
 from ratedist.errors import InputError
 from ratedist.kernels.compact import compact, pool_bytes
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import FusedLayer
 from ratedist.kernels.materialise import materialise
-from ratedist.kernels.reading import Means, Reading
+from ratedist.kernels.reading import Reading
 from ratedist.kernels.restore import block_errors, read_blocks
 from ratedist.kernels.rotary import Rotary, rotate
 from ratedist.kernels.vllm_adapter import VLLM_LAYOUTS, to_vllm
@@ -23,20 +23,7 @@ def transformed_layer(dtype: torch.dtype = torch.float32, seed: int = 0) -> Fuse
     """A fused layer some of whose blocks are read with a shift, with means, with both or with neither."""
     layer = make_layer((9, 0, 17, 6), head_dim=10, dtype=dtype, seed=seed)
     assert isinstance(layer, FusedLayer)
-    random = generator(seed + 1)
-    shape = layer.table.entries.shape
-
-    def draw(high: int) -> torch.Tensor:
-        return torch.randint(high, shape, generator=random, dtype=torch.int32)
-
-    centred = draw(2).bool()
-    means = Means(
-        *(torch.randn(3, *layer.k.shape[1:], generator=random).to(dtype) for _ in range(2)),
-        add=torch.where(centred, draw(3), -1),
-        subtract=torch.where(centred, draw(3), -1),
-    )
-    shift = draw(2) * (draw(4000) - 2000)
-    return dataclasses.replace(layer, reading=Reading(shift, Rotary.from_base(500.0, 8), means))
+    return with_reading(layer, "half", 8, seed)
 
 
 def used_logical(layer: FusedLayer) -> torch.Tensor:
