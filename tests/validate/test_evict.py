@@ -19,6 +19,11 @@ def test_first_recent_and_most_attended_tokens_stay() -> None:
     assert torch.nonzero(kept[0, 1]).flatten().tolist() == [0, 1, 2, 3, 5, 6, *range(14, 20)]
 
 
+def test_small_budget_goes_to_the_first_and_the_very_last() -> None:
+    kept = evict(torch.rand(1, 1, 20), torch.tensor([20]), 0.25)
+    assert torch.nonzero(kept[0, 0]).flatten().tolist() == [0, 1, 2, 3, 19]
+
+
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     keep=st.floats(0.01, 1.0),

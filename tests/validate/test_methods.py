@@ -150,6 +150,15 @@ def test_bytes_that_are_shared_are_split_among_their_readers() -> None:
     )
 
 
+def test_exact_sharing_knows_no_threshold() -> None:
+    cache = layer([64, 64])
+    exact, low = compress(Method("exact"), cache), compress(Method("exact", threshold=0.2), cache)
+    assert exact.fusion is not None
+    assert low.fusion is not None
+    assert exact.fusion.kept == low.fusion.kept > compress(Method("fusion", threshold=0.2), cache).fusion.kept
+    assert torch.equal(low.k.float(), logical(cache.paged.k, 2))
+
+
 def test_layers_left_alone_are_only_coded() -> None:
     cache = replace(layer([64, 64]), shared=False)
     for name in ("exact", "fusion"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,9 @@ def test_finished_cells_are_not_measured_again(
     assert [row for row in more.rows if row["method"] != "int8"] == first.rows
     run_quality(loaded, [requests("one", seed=2)], plan("exact"), cells=tmp_path)
     assert measured == ["int8", "exact"]  # other requests under the same name
+    longer = replace(plan("exact"), continuation=3)
+    row = run_quality(loaded, [requests("one")], longer, cells=tmp_path).rows[0]
+    assert (measured, row["continuation"]) == (["int8", "exact", "exact"], 3)
 
 
 def test_damaged_cells_are_measured_again(loaded: LoadedModel, tmp_path: Path) -> None:
