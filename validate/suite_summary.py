@@ -150,10 +150,10 @@ def summarise_suite(columns: Columns, chosen: str | None = None) -> list[dict[st
             for name, value in (("workload", workload), ("variant", variant), ("criterion", criterion)):
                 if value is not None and value != ALL:
                     here &= at[name][value]
-            if not here.any():
-                continue
             for predictor in predictors:
                 rows = here & at["predictor"][predictor]
+                if not rows.any():
+                    continue
                 counted = rows & count
                 entry = {
                     "workload": workload,

@@ -47,9 +47,7 @@ def run_suite(
 
     suite = load_suite(source)
     if out is None:
-        raise InputError(
-            "out", None, "name the folder of the suite with --out; the same folder goes on later"
-        )
+        raise InputError("out", None, "name the suite's folder with --out; run again, it goes on there")
     if captures and model is not None:
         raise InputError("model", model, "is not needed with --capture, whose model it is; leave one out")
     load_figures()
@@ -115,8 +113,12 @@ def _compute(
         print_suite(record)
         for path in (out / RECORD, *pictures):
             print(path)
-    if judge and not all(goal["met"] for goal in record.goals if goal["chosen"]):
-        raise typer.Exit(1)
+    if judge:
+        judged = [goal["met"] for goal in record.goals if goal["chosen"]]
+        if not judged:
+            messages().print("nothing to judge: no predictor chosen, or no split with goals", highlight=False)
+        if not judged or not all(judged):
+            raise typer.Exit(1)
 
 
 def _choose(there: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,178 @@
+"""validate.suite_summary on rows made by hand: quantiles, noise, coverage, goals, words."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ratedist.suite_record import Columns, as_column
+from ratedist.validate.suite_summary import describe, goals_of, summarise_suite
+
+
+def columns(*rows: dict[str, object]) -> Columns:
+    common = {
+        "workload": "w",
+        "n": 16,
+        "m": 16,
+        "variant": "leader",
+        "criterion": "keys",
+        "predictor": "p",
+        "noise_draw": 0.01,
+        "compression_measured": 2.0,
+        "compression_predicted_low": None,
+        "compression_predicted_high": None,
+        "calibration_seconds": 0.5,
+        "counts": 1,
+    }
+    full = [common | row for row in rows]
+    found = {name: as_column([row[name] for row in full]) for name in common}
+    found["abs_log_ratio"] = as_column([row["error"] for row in full])
+    return found
+
+
+def entry(summary: list[dict[str, object]], **wanted: object) -> dict[str, object]:
+    wanted = {"variant": None, "workload": "all", "predictor": "p", "n": 16, "m": 16} | wanted
+    (found,) = [e for e in summary if all(e[name] == value for name, value in wanted.items())]
+    return found
+
+
+def test_quantiles_of_errors_and_of_noise_over_rows_that_count() -> None:
+    errors = [0.1, 0.3, 0.2]
+    rows = [{"error": e, "noise_draw": e / 4} for e in errors]
+    rows += [{"error": 9.0, "noise_draw": 9.0, "counts": 0}]
+    rows += [{"error": 0.9, "workload": "v"}, {"error": 0.4, "m": 64}, {"error": 0.0, "predictor": "q"}]
+    summary = summarise_suite(columns(*rows), chosen="p")
+    own = entry(summary, workload="w")
+    assert own["median_abs_log_ratio"] == pytest.approx(0.2)
+    assert own["p90_abs_log_ratio"] == pytest.approx(0.2 + 0.8 * 0.1)
+    assert own["noise_median"] == pytest.approx(0.05)
+    assert own["noise_p90"] == pytest.approx(0.07)
+    assert own["median_over_noise"] == pytest.approx(4)
+    assert own["p90_over_noise"] == pytest.approx(4)
+    assert (own["rows"], own["refused"]) == (3, 0)
+    assert own["calibration_seconds"] == 0.5
+    assert "chosen" not in own
+    everywhere = entry(summary)
+    assert everywhere["rows"] == 4
+    assert everywhere["median_abs_log_ratio"] == pytest.approx(0.25)
+    assert everywhere["chosen"] is True
+    assert entry(summary, predictor="q")["chosen"] is False
+    assert entry(summary, m=64)["median_abs_log_ratio"] == pytest.approx(0.4)
+
+
+def test_variants_and_criteria_stand_apart_over_all_workloads() -> None:
+    summary = summarise_suite(
+        columns({"error": 0.1}, {"error": 0.3, "variant": "tree"}, {"error": 0.5, "criterion": "both"})
+    )
+    found = {(e["variant"], e["criterion"]): e["median_abs_log_ratio"] for e in summary if e["variant"]}
+    assert found == {("leader", "keys"): 0.1, ("tree", "keys"): 0.3, ("leader", "both"): 0.5}
+
+
+def test_a_refusal_counts_as_infinitely_wrong() -> None:
+    rows = [{"error": 0.1}] * 8 + [{"error": None}] * 2
+    found = entry(summarise_suite(columns(*rows)))
+    assert found["median_abs_log_ratio"] == pytest.approx(0.1)
+    assert found["p90_abs_log_ratio"] is None
+    assert (found["rows"], found["refused"]) == (10, 2)
+    rows = [{"error": e} for e in (0.1, 0.2, 0.3, 0.4)] + [{"error": None}]
+    found = entry(summarise_suite(columns(*rows)))
+    assert found["median_abs_log_ratio"] == pytest.approx(0.3)
+
+
+def test_nothing_in_range_gives_none() -> None:
+    found = entry(summarise_suite(columns({"error": 0.1, "counts": 0})))
+    assert found["rows"] == 0
+    assert found["median_abs_log_ratio"] is found["noise_p90"] is found["band_coverage"] is None
+
+
+def test_coverage_is_over_rows_with_a_band() -> None:
+    def band(low: float | None, high: float | None, **more: object) -> dict[str, object]:
+        return {"error": 0.0, "compression_predicted_low": low, "compression_predicted_high": high, **more}
+
+    rows = [band(1.5, 2.5), band(2.0, 2.5), band(1.5, 2.0), band(2.1, 2.5), band(1.2, 1.9)]
+    rows += [band(None, None), band(2.1, 2.5, counts=0)]
+    assert entry(summarise_suite(columns(*rows)))["band_coverage"] == pytest.approx(3 / 5)
+
+
+def make_summary(**changes: object) -> list[dict[str, object]]:
+    base = {
+        "workload": "all",
+        "n": 16,
+        "m": 16,
+        "variant": None,
+        "criterion": None,
+        "predictor": "p",
+        "rows": 100,
+        "refused": 0,
+        "median_abs_log_ratio": 0.04,
+        "p90_abs_log_ratio": 0.14,
+        "noise_median": 0.01,
+        "noise_p90": 0.02,
+        "band_coverage": 0.9,
+        "chosen": True,
+    }
+    return [base | changes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "goal", "met", "limit", "missed_by"),
+    [
+        ({}, "median", True, 0.05, 0),
+        ({"median_abs_log_ratio": 0.05}, "median", True, 0.05, 0),
+        ({"median_abs_log_ratio": 0.06}, "median", False, 0.05, 0.01),
+        ({"median_abs_log_ratio": 0.06, "noise_median": 0.05}, "median", True, 0.0625, 0),
+        ({"median_abs_log_ratio": 0.07, "noise_median": 0.05}, "median", False, 0.0625, 0.0075),
+        ({"noise_median": None, "noise_p90": None}, "p90", True, 0.15, 0),
+        ({"p90_abs_log_ratio": 0.2}, "p90", False, 0.15, 0.05),
+        ({"p90_abs_log_ratio": 0.2, "noise_p90": 0.16}, "p90", True, 0.2, 0),
+        ({"p90_abs_log_ratio": None}, "p90", False, 0.15, None),
+        ({"band_coverage": 0.85}, "coverage", True, [0.85, 0.95], 0),
+        ({"band_coverage": 0.8}, "coverage", False, [0.85, 0.95], 0.05),
+        ({"band_coverage": 0.97}, "coverage", False, [0.85, 0.95], 0.02),
+        ({"band_coverage": None}, "coverage", False, [0.85, 0.95], None),
+    ],
+)
+def test_goals(changes: dict[str, object], goal: str, met: bool, limit: object, missed_by: object) -> None:
+    (found,) = [g for g in goals_of(make_summary(**changes)) if g["goal"] == goal]
+    assert found["met"] is met
+    assert found["limit"] == pytest.approx(limit)
+    assert found["missed_by"] == (None if missed_by is None else pytest.approx(missed_by))
+
+
+def test_goals_are_about_their_splits_and_all_workloads() -> None:
+    assert goals_of(make_summary(m=256)) == []
+    assert goals_of(make_summary(workload="w")) == []
+    assert goals_of(make_summary(variant="tree")) == []
+    assert len(goals_of(make_summary(m=64))) == 3
+
+
+def test_words_lead_with_what_fails() -> None:
+    summary = make_summary(median_abs_log_ratio=0.08, band_coverage=0.7)
+    for workload, median in (("easy", 0.01), ("hard", 0.2), ("middle", 0.09), ("harder", 0.3)):
+        summary += make_summary(workload=workload, median_abs_log_ratio=median)
+    words = describe(summary, goals_of(summary), "p", "Covered: little.")
+    assert words[0] == "2 of 3 goals are missed by p, which was chosen on calibration requests alone."
+    assert words[1] == (
+        "Missed: the median error at 16 → 16 is 0.080, 1.6 times the limit of 0.050, over 100 rows; worst: "
+        "harder 0.300, hard 0.200, middle 0.090."
+    )
+    assert words[2] == "Missed: coverage at 16 → 16 is 70%, not 85% to 95%, over 100 rows."
+    assert words[3].startswith("Met: the 90 % quantile")
+    assert words[-1] == "Covered: little."
+    assert describe(make_summary(), goals_of(make_summary()), "p", "")[0].startswith("All goals are met by p")
+    assert describe(make_summary(), goals_of(make_summary()), None, "")[0].startswith(
+        "No predictor was chosen"
+    )
+    far = make_summary(m=256)
+    assert "which this suite does not hold" in describe(far, goals_of(far), "p", "")[0]
+    refused = make_summary(refused=7)
+    assert "p predicted nothing in 7 of 100 rows at 16 → 16." in describe(refused, [], "p", "")
+
+
+def test_columns_keep_what_is_not_known() -> None:
+    column = as_column([1.5, None])
+    assert math.isnan(column[1])
+    assert as_column([1, 2]).dtype == np.int64
+    assert as_column(["a", "b"]).tolist() == ["a", "b"]
