@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,10 @@ from ratedist.kernels.chunks import blocks_per_chunk
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.rotary import rotate
 
-__all__ = ["block_errors", "read_blocks", "restore_blocks"]
+if TYPE_CHECKING:
+    from ratedist.kernels.quantised import QuantisedLayer
+
+__all__ = ["as_read", "block_errors", "read_blocks", "restore_blocks"]
 
 
 def read_blocks(layer: PagedLayer | FusedLayer, part: str, logical: Tensor) -> Tensor:
@@ -31,11 +36,20 @@ def read_blocks(layer: PagedLayer | FusedLayer, part: str, logical: Tensor) -> T
     entries = layer.table.entries.flatten()[logical]
     if isinstance(layer, PagedLayer):
         return pool.index_select(0, entries.long()).float()
+    return as_read(pool.index_select(0, entries.long()).float(), layer, part, logical)
+
+
+def as_read(block: Tensor, layer: FusedLayer | QuantisedLayer, part: str, logical: Tensor) -> Tensor:
+    """Stored blocks with the scales and the reading of the logical blocks that read them.
+
+    Args:
+        block: (n, block_size, kv_heads, head_dim) float32, the caller's own: it is changed in place.
+        layer, part, logical: as ``read_blocks``.
+    """
     scale: Tensor = getattr(layer, f"{part}_scale").flatten()[logical]
     reading = layer.reading
     if reading is None:
-        return restore_blocks(pool, entries, scale)
-    block = pool.index_select(0, entries.long()).float()
+        return block.mul_(scale[:, None, None, None])
     if part == "k" and reading.shift is not None and reading.rotary is not None:
         shift = reading.shift.flatten()[logical]
         turned = torch.nonzero(shift).flatten()
