@@ -53,7 +53,7 @@ def plot_suite_bands(record: SuiteRecord, predictor: str | None = None) -> Figur
         raise InputError("predictor", name, f"gives no bands; those that do: {', '.join(there) or 'none'}")
     sizes, names = sizes_of(record), [*workloads_of(record), "all"]
     figure, axes = plt.subplots(
-        1, 3, figsize=(12.4, 0.3 * len(names) + 2.1), layout="constrained", width_ratios=(1, 1, 0.9)
+        1, 3, figsize=(12.4, 0.3 * len(names) + 2.5), layout="constrained", width_ratios=(1, 1, 0.9)
     )
     axes[0].axvspan(*_GOAL, color="#E3E3E3", linewidth=0, zorder=0)
     for index, size in enumerate(sizes):
@@ -75,15 +75,16 @@ def plot_suite_bands(record: SuiteRecord, predictor: str | None = None) -> Figur
     axes[1].set_yticklabels([])
     axes[0].set_xlim(0, 1.02)
     axes[0].xaxis.set_major_formatter(PercentFormatter(1))
-    axes[0].set_xlabel("rows whose band holds the measurement (grey: 85 to 95 %)")
+    axes[0].set_xlabel("rows whose band holds the measurement\n(grey: 85 to 95 %, the goal)")
     axes[1].set_xlim(left=0)
-    axes[1].set_xlabel("half the width of the band, ln (median)")
+    axes[1].set_xlabel("half the width of the band in ln(compression),\nmedian of the rows")
     axes[2].axvline(-1, color="#333333", linewidth=0.9)
     axes[2].axvline(1, color="#333333", linewidth=0.9)
     axes[2].set_xlim(-3, 3)
-    axes[2].set_xlabel("measurement within its band (−1: lower end, 1: upper end)")
+    axes[2].set_xlabel("place of the measurement in its band\n(ends of the band at −1 and 1)")
     axes[2].set_ylabel("density of rows")
-    axes[1].legend(loc="best")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     look = predictor_style(name, list(predictors_of(record)).index(name))
     figure.suptitle(f"Bands of {look['label']}, nominally 90 %")
     return figure

@@ -85,7 +85,5 @@ def plot_suite_errors(record: SuiteRecord) -> Figure:
         loc="outside lower center",
         ncols=min(2 + len(sizes), len(found)),
     )
-    figure.suptitle(
-        "Median (mark) to 90 % quantile (line) of the error; grey: the same of the noise of measuring"
-    )
+    figure.suptitle("Error: median (mark) to 90 % quantile (line)\nGrey: the same of the noise of measuring")
     return figure
