@@ -41,7 +41,8 @@ class SuiteRecord:
             ``noise_floor``, the spread of ln(compression) of a measurement (``ratedist.validate.noise``), and
             ``noise_draw``, one deviation of this size, as a prediction that knew the workload would have it;
             ``calibration_pairs``, ``calibration_bytes`` and ``calibration_seconds``, what calibrating this
-            layer looked at, and took (sample of similarities, fit and prediction under one criterion); and
+            layer looked at, and the processor seconds it took (sample of similarities, fit and prediction under
+            one criterion); and
             ``refused``, why a predictor gave nothing.
     """
 

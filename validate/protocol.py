@@ -99,7 +99,7 @@ def split_cell(
     for criterion in plan.criteria:
         predicted: dict[str, dict[str, Json]] = {variant: {} for variant in plan.variants}
         for name in plan.predictors:
-            start = time.perf_counter()
+            start = time.process_time()
             found = (
                 {variant: {"refused": reason} for variant in plan.variants}
                 if sample is None
@@ -107,7 +107,7 @@ def split_cell(
                     sample, draw.table, index, replace(plan, predictors=(name,), criteria=(criterion,))
                 )
             )
-            spent = seconds + time.perf_counter() - start
+            spent = seconds + time.process_time() - start
             for variant in plan.variants:
                 predicted[variant][name] = {**found[variant], "seconds": round(spent, 4)}
         results += [
@@ -227,12 +227,12 @@ def layer_cells(cell: Json, plan: Plan) -> tuple[list[LayerCell], dict[str, str]
 
 
 def _sample(calibration: PagedLayer) -> tuple[PairSample | None, str, float]:
-    """The sample of similarities (or why there is none) and the seconds it took."""
-    start = time.perf_counter()
+    """The sample of similarities (or why there is none) and the processor seconds it took."""
+    start = time.process_time()
     try:
-        return pair_sample(calibration), "", time.perf_counter() - start
+        return pair_sample(calibration), "", time.process_time() - start
     except RatedistError as error:
-        return None, str(error), time.perf_counter() - start
+        return None, str(error), time.process_time() - start
 
 
 def _predict(sample: PairSample, held_out: BlockTable, index: int, plan: Plan) -> dict[str, Json]:
