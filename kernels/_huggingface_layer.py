@@ -16,8 +16,8 @@ from ratedist.kernels.reading import NO_MEAN, Reading
 
 __all__ = ["ForwardPass", "GrowingLayer", "Outcome", "storage_bytes"]
 
-_SPARE = 8
-"""A pool or block table that must grow does so by at least one eighth, so that copying it stays cheap."""
+_SPARE_COLUMNS = 8
+"""Columns by which a block table grows at least."""
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,16 @@ class GrowingLayer:
             return
         changes: dict[str, Any] = {}
         if blocks > held:
-            grown = max(blocks, held + held // _SPARE)
+            # In decoding every request needs another block within the next block_size steps: room for all
+            # of them at once, so that the pool is copied once in so many steps.
+            grown = max(blocks, held + len(self._lengths)) if step.columns == 1 else blocks
             for name in ("k", "v"):
                 pool: Tensor = getattr(layer, name)
                 larger = pool.new_zeros(grown, *pool.shape[1:])
                 larger[:held] = pool
                 changes[name] = larger
             self._transient(sum(map(storage_bytes, changes.values())))
-        columns = max(step.blocks, width + width // _SPARE) - width if step.blocks > width else 0
+        columns = max(step.blocks - width, _SPARE_COLUMNS) if step.blocks > width else 0
         entries = _widen(layer.table.entries, columns, UNUSED)
         # The table insists on entries wherever there are tokens; the write sets those of the new blocks.
         entries[step.new_request, step.new_block] = 0

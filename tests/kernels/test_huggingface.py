@@ -230,11 +230,16 @@ def test_decoding_writes_no_fused_block_and_grows_by_little() -> None:
     before = [cache.layer(index) for index in range(LAYERS)]
     pools = [(layer.k.clone(), layer.v.clone()) for layer in before]
     mask = inputs["attention_mask"]
+    place, moves = before[CHOSEN[0]].k, 0
     with torch.no_grad():
         for _ in range(40):
             mask = torch.cat((mask, mask.new_ones(3, 1)), dim=1)
             ids = torch.full((3, 1), 7)
             model(input_ids=ids, attention_mask=mask, past_key_values=cache)
+            pool = cache.layer(CHOSEN[0]).k
+            moves += pool.data_ptr() != place.data_ptr()
+            place = pool
+    assert 3 < moves <= 40 / BLOCK + 1  # requests of different lengths begin blocks at different steps
     for index, (k, v) in enumerate(pools):
         layer, old = cache.layer(index), before[index]
         assert layer.table.lengths.tolist() == [72, 67, 72]
@@ -249,7 +254,7 @@ def test_decoding_writes_no_fused_block_and_grows_by_little() -> None:
         named = layer.table.entries[
             torch.arange(layer.table.entries.shape[1]) < layer.table.used_blocks[:, None]
         ]
-        assert len(layer.k) <= 1.2 * len(named.unique()) + 3
+        assert len(layer.k) <= len(named.unique()) + 3  # room for a block of each request at most
         # No two requests write one block.
         later = layer.table.entries[:, 8:].flatten()
         later = later[later >= 0]
