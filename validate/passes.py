@@ -218,7 +218,7 @@ def _fill(
 
 
 def _end_together(cache: Any, lengths: Sequence[int]) -> None:
-    """Move each row of a cache so that all prompts end at the end, with zeros before a shorter one."""
+    """Move each row of a cache so that all prompts end at the end; what lay behind one comes before it."""
     longest = max(lengths)
     for layer in cache.layers:
         for name in ("keys", "values"):
@@ -227,7 +227,6 @@ def _end_together(cache: Any, lengths: Sequence[int]) -> None:
                 held = held.clone()
                 for row, length in enumerate(lengths):
                     held[row] = held[row].roll(longest - length, dims=1)
-                    held[row, :, : longest - length] = 0
             setattr(layer, name, held)
 
 

@@ -333,6 +333,12 @@ def test_near_duplicates_differ_in_the_decisive_span_alone() -> None:
     assert len({family[0].decisive for family in families}) == 4
     assert len({family[0].token_ids[-30:] for family in families}) == 4, "each asks for its own value"
     assert not any(p.decisive for p in prompts("templates").prompts)
+    for text in words("near-duplicates"):
+        context, _, answer = text.partition("\nAnswer: ")
+        context, _, question = context.partition("\nQuestion: ")
+        assert question.endswith("?")
+        (stated,) = re.findall(re.escape(answer) + r" (\d+|[A-Z]\w+ [A-Z]\w+)", context)
+        assert stated not in question + answer, "only the text has it"
 
 
 def test_mixture_keeps_its_weights() -> None:

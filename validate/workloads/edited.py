@@ -106,11 +106,11 @@ _INSTRUCTIONS = (
 )
 
 _TURNS = (
-    "Note that",
+    "Above all,",
     "In general,",
     "As a rule,",
     "In other words,",
-    "Please note that",
+    "Put simply,",
     "In practice,",
     "To be precise,",
 )
