@@ -8,7 +8,10 @@ from __future__ import annotations
 from ratedist.errors import InputError
 from ratedist.predictors.accumulation import AccumulationPredictor
 from ratedist.predictors.base import VARIANTS, Prediction, Predictor
+from ratedist.predictors.empirical import EmpiricalPredictor
 from ratedist.predictors.gaussian import GaussianPredictor
+from ratedist.predictors.heterogeneous import HeterogeneousPredictor
+from ratedist.predictors.pareto_tail import ParetoTailPredictor
 from ratedist.predictors.position_marked import PositionMarkedPredictor
 from ratedist.predictors.sample import CRITERIA, SCALES, PairSample
 
@@ -18,8 +21,11 @@ __all__ = [
     "SCALES",
     "VARIANTS",
     "AccumulationPredictor",
+    "EmpiricalPredictor",
     "GaussianPredictor",
+    "HeterogeneousPredictor",
     "PairSample",
+    "ParetoTailPredictor",
     "PositionMarkedPredictor",
     "Prediction",
     "Predictor",
@@ -28,7 +34,14 @@ __all__ = [
 
 PREDICTORS: dict[str, type[Predictor]] = {
     predictor.name: predictor
-    for predictor in (GaussianPredictor, PositionMarkedPredictor, AccumulationPredictor)
+    for predictor in (
+        GaussianPredictor,
+        EmpiricalPredictor,
+        ParetoTailPredictor,
+        PositionMarkedPredictor,
+        HeterogeneousPredictor,
+        AccumulationPredictor,
+    )
 }
 """Every predictor by name."""
 

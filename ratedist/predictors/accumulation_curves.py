@@ -94,16 +94,18 @@ class Rehearsal:
         """Number of replicates of the jackknife; 0 where the sample is too small for it."""
         return len(self._groups[0]) - 1
 
-    def leader(self, thresholds: FloatArray) -> Accumulated:
-        """New blocks by step of the leader variant."""
+    def leader(self, thresholds: FloatArray, *, replicates: bool = True) -> Accumulated:
+        """New blocks by step of the leader variant; with those of the replicates, where asked for."""
+        counted = self.replicates if replicates else 0
         positions = max(int(units.position.max()) for units in self._units) + 1
         stay = np.zeros((thresholds.size, self.requests, positions))
         came = np.zeros((self.requests, positions))
-        total = np.zeros((self.replicates + 1, thresholds.size, self.requests))
-        arrived = np.zeros((self.replicates + 1, self.requests))
+        total = np.zeros((counted + 1, thresholds.size, self.requests))
+        arrived = np.zeros((counted + 1, self.requests))
         for units, orders, score, left_out in zip(
             self._units, self._orders, self._score, self._groups, strict=True
         ):
+            left_out = left_out[: counted + 1]
             exceedances = Exceedances(score, units, thresholds, left_out)
             by_position, counts = leader_survivors(exceedances, orders)
             steps, width = by_position.shape[1:]
@@ -117,9 +119,9 @@ class Rehearsal:
             arrived[:, :steps] += mean[:, None] * (np.arange(steps) < present.sum(axis=1)[:, None])
         with np.errstate(invalid="ignore", divide="ignore"):
             share = total / arrived[:, None]
-            return Accumulated(stay / came, share[0], share[1:] if self.replicates else None)
+            return Accumulated(stay / came, share[0], share[1:] if counted else None)
 
-    def tree(self, thresholds: FloatArray, requests: int) -> FloatArray:
+    def tree(self, thresholds: FloatArray, requests: int, *, replicates: bool = True) -> FloatArray:
         """(J + 1, T) blocks that trees over ``requests`` keep, per block that the leader variant keeps.
 
         Of the domains that have so many requests; the first row leaves nobody out.
@@ -133,7 +135,7 @@ class Rehearsal:
                 continue
             # Over half of the orders, of which the rotations still reach every request.
             some = orders[::2, :requests]
-            whole = requests == units.requests
+            whole = replicates and requests == units.requests
             exceedances = Exceedances(score, units, thresholds, left_out if whole else left_out[:1])
             tree += tree_kept(exceedances, some)
             leader += np.nansum(leader_survivors(exceedances, some)[1], axis=2)

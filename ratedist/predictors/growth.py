@@ -90,7 +90,7 @@ class Growth:
         Returns:
             share (K, T, M): each of the K curves at those steps; weight (K, T): posterior weights.
 
-        For given s and b the best A in [0, 1] follows by generalised least squares; weights are
+        For given s and b the best height follows by generalised least squares, at most 1 at n; weights are
         exp(−χ²/2), normalised, under a prior even in the logarithms of slope and scale. Then every curve is
         moved in height to pass through the last two bins: the sample's end is where the continuation
         begins, and no step between the two is meant.
@@ -102,8 +102,9 @@ class Growth:
         power = slope * (1 + scale)
         observed = _binned(shares, self.bins)
 
-        def shape(at: IntArray) -> FloatArray:
-            return np.asarray((1 + at / (self.length * scale[:, None])) ** -power[:, None])
+        def shape(at: IntArray) -> FloatArray:  # 1 at the sample's end
+            reach = (1 + at / (self.length * scale[:, None])) / (1 + 1 / scale[:, None])
+            return np.asarray(reach ** -power[:, None])
 
         curve = _binned(shape(np.arange(int(_known(shares).min()))), self.bins)
         fit = np.einsum("ka,tab->tkb", curve, self.precision)

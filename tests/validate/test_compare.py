@@ -228,7 +228,7 @@ def test_layers_that_are_not_there_are_refused(make_capture) -> None:
         ({"scale": "half"}, "scale = 'half': unknown"),
         (
             {"predictors": ("oracle",)},
-            "predictor = 'oracle': unknown; choose one of gaussian, position-marked",
+            "predictor = 'oracle': unknown; choose one of gaussian, empirical",
         ),
         ({"thresholds": (0.5, 1.5)}, r"threshold = 1.5: must lie in \[-1, 1\]"),
         ({"thresholds": (float("nan"),)}, "threshold = nan"),
