@@ -182,7 +182,8 @@ class AdaptiveThreshold:
             InputError: an error above the ceiling, under which no bound would hold. Nothing was changed.
         """
         limit = float(self.ceiling.max()) * (1 + 1e-3)
-        worst = max(observation.realised or 0.0, float(error_curve(observation, [-1.0])[0]))
+        curve = error_curve(observation, self.thresholds)
+        worst = max(observation.realised or 0.0, float(curve[0]))
         if worst > limit:
             raise InputError(
                 "observation",
@@ -193,7 +194,7 @@ class AdaptiveThreshold:
         evidence = self._detector.evidence
         if due:
             self.recalibrate()
-        self._curve.update(error_curve(observation, self.thresholds))
+        self._curve.update(curve)
         if observation.realised is not None:
             self._integral.update(observation)
 

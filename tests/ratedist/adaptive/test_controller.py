@@ -212,3 +212,5 @@ def test_what_is_refused() -> None:
         ):
             policy.update(observation)
     assert policy.to_json() == before
+    # What no threshold would absorb may cost anything.
+    policy.update(Observation(np.array([0.4]), np.array([9.0])))
