@@ -13,7 +13,7 @@ from tiny_models import save_tiny_model
 
 from ratedist.errors import InputError
 from ratedist.kernels.fuse import fuse
-from ratedist.validate.methods import Method, parse_method
+from ratedist.validate.methods import Method, compress, parse_method
 from ratedist.validate.models import LoadedModel, load_model
 from ratedist.validate.prompts import Prompt, PromptSet
 from ratedist.validate.quality import QualitySession, divergence
@@ -52,9 +52,10 @@ def prompts(lengths: list[int], *, shared: int = 20, seed: int = 0) -> PromptSet
     return PromptSet("tiny", tuple(made))
 
 
-def session(loaded: LoadedModel, lengths: list[int], **options: Any) -> QualitySession:
+def session(loaded: LoadedModel, lengths: list[int], *, shared: int = 20, **options: Any) -> QualitySession:
     options = {"store_dtype": "float32", "batch_size": 2, "chunk_tokens": 32} | options
-    return QualitySession(loaded, prompts(lengths), continuation=CONTINUATION, layers=LAYERS, **options)
+    requests = prompts(lengths, shared=shared)
+    return QualitySession(loaded, requests, continuation=CONTINUATION, layers=LAYERS, **options)
 
 
 def test_divergence_against_scipy() -> None:
@@ -125,29 +126,34 @@ def test_restored_cache_predicts_like_the_model_run_over_it_by_hand(loaded: Load
         np.testing.assert_allclose(result.delta_nll[request], delta.numpy(), rtol=2e-3, atol=2e-5)
 
 
-def test_attention_error_is_that_of_attention_written_out(llama: LoadedModel) -> None:
-    measured = session(llama, [48, 48])
-    result = measured.measure(parse_method("kivi2"))
-    from ratedist.validate.methods import compress
-
+@pytest.mark.parametrize("name", ["kivi2", "evict0.5"])
+def test_attention_error_is_that_of_attention_written_out(llama: LoadedModel, name: str) -> None:
+    measured = session(llama, [48, 48], shared=1, eviction=True)
+    method = parse_method(name)
+    result = measured.measure(method)
     layer, request = 1, 1
     call = measured._calls[0][layer]
     query = call.query[request].double()
-    caches = [measured.layer(layer), compress(parse_method("kivi2"), measured.layer(layer))]
-    pairs = [tuple(pool.view(2, 48, 2, 8) for pool in (caches[0].paged.k, caches[0].paged.v))]
-    pairs.append((caches[1].k, caches[1].v))
+    compressed = compress(method, measured.layer(layer))
+    original = [pool.view(2, 48, 2, 8) for pool in (measured._k[layer], measured._v[layer])]
+    hidden = torch.zeros(2, 48, dtype=torch.bool)
+    if compressed.hidden is not None:
+        hidden = compressed.hidden[request]
+        assert not torch.equal(hidden, compressed.hidden[0])
     outputs = []
-    for k, v in pairs:
+    for (k, v), gone in ((original, 0 * hidden), ((compressed.k, compressed.v), hidden)):
         keys = torch.cat([k[request].transpose(0, 1), call.new_k[request]], 1).double()
         values = torch.cat([v[request].transpose(0, 1), call.new_v[request]], 1).double()
         output = []
         for head in range(4):
             scores = query[head] @ keys[head // 2].T / 8**0.5
+            scores[:, torch.nonzero(gone[head // 2]).flatten()] = -torch.inf
             for token in range(CONTINUATION):
                 scores[token, 48 + token + 1 :] = -torch.inf
             output.append(torch.softmax(scores, -1) @ values[head // 2])
         outputs.append(torch.stack(output))
     expected = (outputs[1] - outputs[0]).square().sum() / outputs[0].square().sum()
+    assert expected > 1e-4
     assert result.attention_error2[layer, request] == pytest.approx(float(expected), rel=1e-3)
     assert result.attention_error2.shape == (3, 2)
 
