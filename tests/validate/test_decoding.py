@@ -151,6 +151,21 @@ def test_every_pass_has_one_of_two_shapes(loaded: dict[str, LoadedModel]) -> Non
     assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
+def test_only_prompts_of_different_lengths_are_masked(loaded: dict[str, LoadedModel]) -> None:
+    """A mask may take another path through attention, and other bytes."""
+    given = []
+    model = loaded["llama"].model
+    hook = model.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: given.append("attention_mask" in inputs), with_kwargs=True
+    )
+    try:
+        generate(model, ids_of(prompts((10, 10))), 2, rows=3, chunk_tokens=16)
+        generate(model, ids_of(prompts((10, 9))), 1, rows=2, chunk_tokens=16)
+    finally:
+        hook.remove()
+    assert given == [False, False, False, False, True]
+
+
 def test_nothing_generated_is_the_prefill(loaded: dict[str, LoadedModel]) -> None:
     model, ids = loaded["qwen2"].model, ids_of(prompts((20, 5)))
     made = generate(model, ids, 0, rows=2, chunk_tokens=16)

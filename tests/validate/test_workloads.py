@@ -208,6 +208,16 @@ def test_documents_in_order_share_all_but_the_question_within_a_topic() -> None:
     assert sizes[-1] >= 5, "one topic is asked about most"
 
 
+def test_popular_falls_as_one_over_rank() -> None:
+    random = Random(0)
+    drawn = [base.popular("abcd", random) for _ in range(4000)]
+    total = 1 + 1 / 2 + 1 / 3 + 1 / 4
+    for rank, item in enumerate("abcd", start=1):
+        share = 1 / rank / total
+        error = (share * (1 - share) / 4000) ** 0.5
+        assert abs(drawn.count(item) / 4000 - share) < 4 * error
+
+
 def test_few_shot_shares_its_examples_and_ends_alike() -> None:
     found = words("few-shot")
     shared = min((prefix(found[0], other) for other in found[1:]), key=len)
