@@ -257,6 +257,43 @@ def test_captures_of_version_1_are_read_and_belong_to_their_plan(tmp_path: Path)
         Capture.open(written.folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"generated": (1,)},
+            r"generated = \(1,\): must hold, for each of 2 requests, fewer tokens than its",
+        ),
+        ({"generated": (5, 7)}, r"generated = \(5, 7\): must hold, for each of 2 requests, fewer tokens"),
+        ({"generated": (-1, 0)}, r"generated = \(-1, 0\): must hold"),
+        ({"queries": 8}, r"queries = 8: must lie in 0 … 7, the shortest request's tokens"),
+        ({"queries": -1}, r"queries = -1: must lie in 0 … 7"),
+    ],
+)
+def test_plans_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan((20, 7), ((0, 1),), **changes)
+    make_plan((20, 7), ((0, 1),), generated=(19, 6), queries=7)
+
+
+def test_queries_that_are_not_as_planned(tmp_path: Path) -> None:
+    plan = make_plan((20, 7), ((0, 1),), queries=3)
+    made, data = list(queries_of(plan, 0)), noise(plan)
+    (first, q, scale), second = made
+    spoiled = q.clone()
+    spoiled[4] = float("nan")  # the second of the last three of request 1
+    with CaptureWriter(tmp_path / "c", plan) as writer:
+        for given, message in (
+            ([second, made[0]], r"queries = \[3\]: must come in the order of the plan, \[1, 3\]"),
+            ([made[0]], r"queries = \[1\]: must be all of the plan's, \[1, 3\]"),
+            ([(first, q[1:], scale), second], r"q = \(5, 4, 3\): must have shape \(6, 4, 3\) in layer 1"),
+            ([(first, spoiled, scale), second], r"q = 'layer 1, request 1, block 0': holds NaN or infinity"),
+        ):
+            with pytest.raises(InputError, match=message):
+                writer.write(0, batch_of(plan, data, 0), queries=given)
+        assert writer.pending == [0]
+
+
 def queries_of(plan: Manifest, batch: int) -> Iterator[tuple[int, Tensor, float]]:
     """Queries that name their layer, request and place."""
     for layer in plan.layers:

@@ -237,6 +237,10 @@ def test_conversations_part_at_different_turns() -> None:
     parted = {prefix(a, b).count("\nUser: ") for a, b in combinations(found, 2)}
     assert len(parted) >= 3
     assert min(parted) >= 1
+    asked = {
+        name for text in found for name in re.findall(r"^User: .*(?:chapter on|module) (\w+)", text, re.M)
+    }
+    assert len(asked) > 20, "beyond the history users ask about documents of their own"
 
 
 def test_edits_keep_most_words_and_their_order_changes() -> None:
