@@ -16,13 +16,14 @@ from ratedist.figures.suite_bands import banded_predictors, plot_suite_bands
 from ratedist.figures.suite_errors import plot_suite_errors
 from ratedist.figures.suite_layers import plot_suite_layers
 from ratedist.figures.suite_scatter import plot_suite_scatter
+from ratedist.figures.suite_transfer import plot_suite_transfer
 from ratedist.suite_record import SuiteRecord
 
 __all__ = ["save_suite_figures"]
 
 
 def save_suite_figures(record: SuiteRecord, folder: Path) -> list[Path]:
-    """Write scatter, errors, layers and, where a predictor gives bands, bands; returns the PNG files.
+    """Write scatter, errors, layers and, where there are any, bands and transfer; returns the files.
 
     Raises RatedistError where a file cannot be written.
     """
@@ -33,6 +34,8 @@ def save_suite_figures(record: SuiteRecord, folder: Path) -> list[Path]:
     }
     if banded_predictors(record):
         draw["suite-bands"] = plot_suite_bands
+    if record.transfer:
+        draw["suite-transfer"] = plot_suite_transfer
     paths = []
     for name, plot in draw.items():
         path = folder / f"{name}.png"

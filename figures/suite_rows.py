@@ -15,8 +15,11 @@ __all__ = ["chosen_predictor", "counted", "predictors_of", "sizes_of", "split_la
 
 
 def counted(columns: Columns, **wanted: Any) -> Columns:
-    """The rows that the summary counts, of them those whose fields have the wanted values; may be empty."""
-    keep: NDArray[np.bool_] = columns["counts"] > 0
+    """The rows that the summary counts, of them those whose fields have the wanted values; may be empty.
+
+    Rows that were calibrated on another workload are not among them.
+    """
+    keep: NDArray[np.bool_] = (columns["counts"] > 0) & (columns["calibrated_on"] == columns["workload"])
     for name, value in wanted.items():
         keep = keep & (columns[name] == value)
     return {name: column[keep] for name, column in columns.items()}

@@ -35,15 +35,17 @@ class SuiteRecord:
         words: the result in words, failures first.
         goals: what was asked of the predictions and whether they meet it, see ``validate.suite_summary``.
         summary: errors by workload, split and predictor, see ``validate.suite_summary``.
+        transfer: errors where one workload calibrates and another is measured, see
+            ``validate.suite_summary``; empty where the suite transfers nothing.
         columns: the rows. Beside the fields of ``ratedist.validate.compare``: ``n``, ``m``, ``seed``;
             ``abs_log_ratio``, |ln(predicted/measured compression)|, unknown where refused; ``counts``, 1 in
             rows that the summary counts, else 0;
             ``noise_floor``, the spread of ln(compression) of a measurement (``ratedist.validate.noise``), and
             ``noise_draw``, one deviation of this size, as a prediction that knew the workload would have it;
             ``calibration_pairs``, ``calibration_bytes`` and ``calibration_seconds``, what calibrating this
-            layer looked at, and the processor seconds it took (sample of similarities, fit and prediction under
-            one criterion); and
-            ``refused``, why a predictor gave nothing.
+            layer looked at, and the processor seconds it took (sample of similarities, fit and prediction
+            under one criterion); ``calibrated_on``, the workload of these requests, another one where a
+            prediction is transferred; and ``refused``, why a predictor gave nothing.
     """
 
     provenance: dict[str, Any]
@@ -51,6 +53,7 @@ class SuiteRecord:
     goals: list[dict[str, Any]]
     summary: list[dict[str, Any]]
     columns: Columns = field(repr=False)
+    transfer: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -67,6 +70,7 @@ class SuiteRecord:
             "words": self.words,
             "goals": self.goals,
             "summary": self.summary,
+            "transfer": self.transfer,
             "columns": {name: _encode(column) for name, column in self.columns.items()},
         }
 
@@ -98,6 +102,7 @@ def read_suite_record(path: Path) -> SuiteRecord:
         data["goals"],
         data["summary"],
         {name: _decode(column) for name, column in data["columns"].items()},
+        data["transfer"],
     )
 
 

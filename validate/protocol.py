@@ -13,7 +13,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,16 @@ from ratedist.validate.noise import draw_exchange
 from ratedist.validate.scored_layer import ScoredLayer, select_requests
 from ratedist.validate.suite import Suite
 
-__all__ = ["check_size", "draw_split", "layer_cells", "noise_cell", "recheck", "split_cell"]
+__all__ = [
+    "Calibration",
+    "check_size",
+    "draw_calibration",
+    "draw_split",
+    "layer_cells",
+    "noise_cell",
+    "recheck",
+    "split_cell",
+]
 
 Json = dict[str, Any]
 
@@ -47,6 +56,15 @@ def draw_split(manifest: Manifest, n: int, m: int, seed: int) -> Split:
     return Split(tuple(order[:n].tolist()), tuple(order[n : n + m].tolist()))
 
 
+def draw_calibration(manifest: Manifest, n: int, seed: int) -> tuple[int, ...]:
+    """The n requests that ``draw_split`` calibrates on with this seed, for measuring another workload.
+
+    Raises InputError where there are fewer.
+    """
+    check_size(manifest, n, 0)
+    return tuple(_generator(manifest, seed).permutation(_with_blocks(manifest))[:n].tolist())
+
+
 def check_size(manifest: Manifest, n: int, m: int) -> None:
     """Raises InputError where a workload has fewer than n + m requests with a full block."""
     there = len(_with_blocks(manifest))
@@ -59,33 +77,48 @@ def check_size(manifest: Manifest, n: int, m: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Requests that calibrate.
+
+    Attributes:
+        workload: that they are of.
+        requests: their indices in its capture.
+        layer: these requests of one layer.
+    """
+
+    workload: str
+    requests: tuple[int, ...]
+    layer: PagedLayer
+
+
 def split_cell(
     manifest: Manifest,
-    layer: PagedLayer,
     scored: ScoredLayer,
     index: int,
     size: tuple[int, int],
     suite: Suite,
     seed: int,
+    calibration: Calibration,
 ) -> Json:
     """Calibrate, predict and measure one split of one layer.
 
     Args:
-        manifest: of the capture.
-        layer: all of its requests.
-        scored: the same layer.
+        manifest: of the capture that is measured.
+        scored: the layer, all of its requests.
         index: of the layer.
         size: (n, m).
         suite: thresholds, variants, criteria, predictors.
         seed: of the split.
+        calibration: n requests, those of ``draw_split`` or of another workload.
 
     Returns:
         The cell. A predictor that gives nothing is not left out: its entry says why.
     """
     n, m = size
     plan = suite.plan(seed)
-    split = draw_split(manifest, n, m, seed)
-    draw = scored.draw(split.held_out)
+    held_out = draw_split(manifest, n, m, seed).held_out
+    draw = scored.draw(held_out)
     measured = {
         (variant, criterion): draw.measure(
             plan.thresholds, variant=variant, criterion=criterion, scale=plan.scale
@@ -93,8 +126,7 @@ def split_cell(
         for variant in plan.variants
         for criterion in plan.criteria
     }
-    calibration = select_requests(layer, split.calibration)
-    sample, reason, seconds = _sample(calibration)
+    sample, reason, seconds = _sample(calibration.layer)
     results = []
     for criterion in plan.criteria:
         predicted: dict[str, dict[str, Json]] = {variant: {} for variant in plan.variants}
@@ -119,16 +151,18 @@ def split_cell(
             }
             for variant in plan.variants
         ]
-    blocks = int(calibration.table.full_blocks.sum())
+    layer = calibration.layer
+    blocks = int(layer.table.full_blocks.sum())
     return {
         "kind": "split",
         "workload": manifest.workload,
+        "calibrated_on": calibration.workload,
         "layer": index,
         "n": n,
         "m": m,
         "seed": seed,
-        "calibration": list(split.calibration),
-        "held_out": list(split.held_out),
+        "calibration": list(calibration.requests),
+        "held_out": list(held_out),
         "calibration_pairs": 0 if sample is None else int(sample.comparable.sum()) // 2,
         "calibration_bytes": blocks * 2 * layer.block_dim * layer.k.element_size(),
         "results": results,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ratedist.errors import InputError
 from ratedist.predictors import CRITERIA, PREDICTORS
 from ratedist.validate.compare import THRESHOLDS, Plan
 
-__all__ = ["ALL", "SUITES", "Suite", "Task", "load_suite", "standard_suite", "suite_from_json"]
+__all__ = ["ALL", "SUITES", "Suite", "Task", "full_suite", "load_suite", "standard_suite", "suite_from_json"]
 
 ALL = "all"
 """Stands for every workload in a task, and for every fused layer."""
@@ -29,11 +29,22 @@ class Task:
         splits: pairs (n, m): calibrate on n requests, measure m others.
         layers: indices; a number, for so many fused layers spread evenly over the depth; or ``"all"``. Fused
             layers are all but the model's first and last two.
+        calibrate_on: workloads whose requests calibrate, ``("all",)`` for every one; each workload's own
+            where empty.
     """
 
     workloads: tuple[str, ...]
     splits: tuple[tuple[int, int], ...]
     layers: tuple[int, ...] | int | str = ALL
+    calibrate_on: tuple[str, ...] = ()
+
+    def sources(self, workload: str, known: Sequence[str]) -> tuple[str, ...]:
+        """Workloads, of those known, that calibrate for ``workload``; none where the task leaves it out."""
+        if ALL not in self.workloads and workload not in self.workloads:
+            return ()
+        if not self.calibrate_on:
+            return (workload,)
+        return tuple(name for name in known if ALL in self.calibrate_on or name in self.calibrate_on)
 
     def __post_init__(self) -> None:
         for name, value in (("workloads", self.workloads), ("splits", self.splits)):
@@ -125,7 +136,7 @@ class Suite:
         """
         named: set[str] = set()
         for task in self.tasks:
-            for name in task.workloads:
+            for name in (*task.workloads, *task.calibrate_on):
                 if name == ALL:
                     named.update(known)
                 elif name in known:
@@ -137,42 +148,42 @@ class Suite:
         return tuple(name for name in known if name in named)
 
     def cells(
-        self, workload: str, fused: Sequence[int], captured: Sequence[int]
-    ) -> dict[int, list[tuple[int, int]]]:
-        """Splits (n, m) by layer, for one workload; layers and splits ascending.
+        self, workload: str, known: Sequence[str], fused: Sequence[int], captured: Sequence[int]
+    ) -> dict[int, list[tuple[int, int, str]]]:
+        """Splits of one workload by layer, ascending: n, m, and the workload that calibrates.
 
         Args:
             workload: its name.
+            known: workloads that can be had.
             fused: the layers that are fused by default, ascending.
             captured: all layers of the capture.
 
         Raises InputError for a layer that was not captured.
         """
-        found: dict[int, set[tuple[int, int]]] = {}
+        found: dict[int, set[tuple[int, int, str]]] = {}
         for task in self.tasks:
-            if ALL not in task.workloads and workload not in task.workloads:
-                continue
-            for layer in _layers(task.layers, fused):
+            sources = task.sources(workload, known)
+            for layer in _layers(task.layers, fused) if sources else ():
                 if layer not in captured:
                     raise InputError(
                         "tasks.layers",
                         layer,
                         f"is not in the capture of {workload!r}; it holds {list(captured)}",
                     )
-                found.setdefault(layer, set()).update(task.splits)
+                found.setdefault(layer, set()).update(
+                    (n, m, source) for n, m in task.splits for source in sources
+                )
         return {layer: sorted(found[layer]) for layer in sorted(found)}
 
     def requests(self, workload: str) -> int:
-        """Requests that the largest split of a workload takes; 0 where no task names it."""
-        return max(
-            (
-                n + m
-                for task in self.tasks
-                if ALL in task.workloads or workload in task.workloads
-                for n, m in task.splits
-            ),
-            default=0,
-        )
+        """Requests of a workload that the largest split takes; 0 where no task names it."""
+        needed = [0]
+        for task in self.tasks:
+            if ALL in task.workloads or workload in task.workloads:
+                needed += [n + m for n, m in task.splits]
+            elif ALL in task.calibrate_on or workload in task.calibrate_on:
+                needed += [n for n, _ in task.splits]
+        return max(needed)
 
     def to_json(self) -> dict[str, Any]:
         """JSON data from which ``load_suite`` makes the same suite."""
@@ -197,7 +208,17 @@ def standard_suite() -> Suite:
     )
 
 
-SUITES = {"standard": standard_suite}
+def full_suite() -> Suite:
+    """The standard suite, and the transfer of predictions between all pairs of workloads.
+
+    Transfer: 16 requests of one workload calibrate, 16 of another are measured, in three layers.
+    """
+    standard = standard_suite()
+    transfer = Task((ALL,), ((16, 16),), 3, calibrate_on=(ALL,))
+    return replace(standard, name="full", tasks=(*standard.tasks, transfer))
+
+
+SUITES = {"standard": standard_suite, "full": full_suite}
 """The built-in suites by name."""
 
 
@@ -276,7 +297,14 @@ def _task(data: Any) -> Task:
         layers = _list("tasks.layers", layers, int, "whole numbers")
     elif not isinstance(layers, str) and not _whole(layers):
         raise InputError("tasks.layers", layers, 'must be "all", a number of layers, or a list')
-    return Task(_list("tasks.workloads", workloads, str, "names"), tuple((n, m) for n, m in splits), layers)
+    sources = data.get("calibrate_on", [])
+    sources = [sources] if isinstance(sources, str) else sources
+    return Task(
+        _list("tasks.workloads", workloads, str, "names"),
+        tuple((n, m) for n, m in splits),
+        layers,
+        _list("tasks.calibrate_on", sources, str, "names"),
+    )
 
 
 def _layers(wanted: tuple[int, ...] | int | str, fused: Sequence[int]) -> Sequence[int]:

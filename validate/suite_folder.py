@@ -31,18 +31,24 @@ SCHEMA = "ratedist/suite-cells/1"
 
 @dataclass(frozen=True)
 class CellKey:
-    """Names a cell: a split n → m of one layer with a seed; or without these, the noise of m requests."""
+    """Names a cell: a split n → m of one layer with a seed; or without these, the noise of m requests.
+
+    ``source`` is the workload that calibrates, where it is another one.
+    """
 
     workload: str
     layer: int
     m: int
     n: int | None = None
     seed: int | None = None
+    source: str | None = None
 
     @property
     def path(self) -> str:
         """Of the cell's file, below ``CELLS``."""
         name = f"noise-{self.m}" if self.n is None else f"split-{self.n}-{self.m}-seed-{self.seed}"
+        if self.source is not None:
+            name += f"-from-{_file_name(self.source)}"
         return f"{_file_name(self.workload)}/layer-{self.layer:03d}/{name}.json"
 
 

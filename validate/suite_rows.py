@@ -52,12 +52,14 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
             key: _deviations(folder.read(key)) for item in items for key in item.noise if folder.has(key)
         }
         sizes = sorted({size for item in items for size in item.sizes})
-        for n, m in sizes:
+        for n, m, source in sizes:
             for number, seed in enumerate(suite.seeds):
+                other = None if source == workload else source
                 keys = [
                     key
                     for item in items
-                    if (n, m) in item.sizes and folder.has(key := CellKey(workload, item.layer, m, n, seed))
+                    if (n, m, source) in item.sizes
+                    and folder.has(key := CellKey(workload, item.layer, m, n, seed, other))
                 ]
                 cells = {key.layer: folder.read(key) for key in keys}
                 if not cells:
@@ -86,6 +88,7 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
                     )
                     predicted = results[(row["layer"], *place)][row["predictor"]]
                     row |= {
+                        "calibrated_on": source,
                         "n": n,
                         "m": m,
                         "seed": seed,

@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ratedist.errors import InputError
+from ratedist.kernels.layout import PagedLayer
 from ratedist.validate.capture import capture_cache
 from ratedist.validate.compare import check_captures, default_layers
 from ratedist.validate.manifest import Manifest, without_files
 from ratedist.validate.models import LoadedModel
-from ratedist.validate.protocol import check_size, noise_cell, recheck, split_cell
-from ratedist.validate.scored_layer import ScoredLayer
+from ratedist.validate.protocol import (
+    Calibration,
+    check_size,
+    draw_calibration,
+    draw_split,
+    noise_cell,
+    recheck,
+    split_cell,
+)
+from ratedist.validate.scored_layer import ScoredLayer, select_requests
 from ratedist.validate.store import Capture
 from ratedist.validate.suite import Suite
 from ratedist.validate.suite_folder import CAPTURES, CellKey, SuiteFolder
@@ -42,33 +51,41 @@ class LayerWork:
     Attributes:
         capture: the capture.
         layer: the layer's index.
-        sizes: splits (n, m).
+        sizes: splits n, m, and the workload that calibrates.
         seeds: of every split.
+        sources: captures of the other workloads that calibrate, by name.
     """
 
     capture: Capture
     layer: int
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int, str], ...]
     seeds: tuple[int, ...]
+    sources: dict[str, Capture] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[CellKey]:
         """Keys of the cells of splits."""
-        workload = self.capture.manifest.workload
-        return [CellKey(workload, self.layer, m, n, seed) for n, m in self.sizes for seed in self.seeds]
+        own = self.capture.manifest.workload
+        return [
+            CellKey(own, self.layer, m, n, seed, None if source == own else source)
+            for n, m, source in self.sizes
+            for seed in self.seeds
+        ]
 
     @property
     def noise(self) -> list[CellKey]:
         """Keys of the cells of noise."""
         workload = self.capture.manifest.workload
-        return [CellKey(workload, self.layer, m) for m in sorted({m for _, m in self.sizes})]
+        return [CellKey(workload, self.layer, m) for m in sorted({m for _, m, _ in self.sizes})]
 
     @property
     def cost(self) -> float:
         """Work in all its cells, in arbitrary units, for the time left."""
         manifest = self.capture.manifest
         blocks = sum(length // manifest.block_size for length in manifest.lengths)
-        fused = sum(m * len(self.seeds) for _, m in self.sizes) + sum(8 * key.m for key in self.noise)
+        # Found on the embedded model: predicting takes about as long as fusing a few hundred requests.
+        fused = len(self.seeds) * sum(200 + m for _, m, _ in self.sizes)
+        fused += 8 * sum(key.m for key in self.noise)
         return (blocks / 1000) ** 2 + fused / 100
 
 
@@ -146,22 +163,23 @@ def plan_work(suite: Suite, captures: Sequence[Capture]) -> list[LayerWork]:
     suite does not name, a layer that was not captured, or too few requests for a split.
     """
     check_captures(captures)
-    names = [capture.manifest.workload for capture in captures]
+    by_name = {capture.manifest.workload: capture for capture in captures}
+    names = tuple(by_name)
     chosen = suite.workloads(names)
     work = []
-    for capture in captures:
+    for name, capture in by_name.items():
         manifest = capture.manifest
-        if manifest.workload not in chosen:
-            raise InputError(
-                "captures",
-                str(capture.folder),
-                f"is of workload {manifest.workload!r}, which the suite leaves out",
-            )
-        layers = suite.cells(manifest.workload, default_layers(manifest), manifest.layers)
+        if name not in chosen:
+            raise InputError("captures", str(capture.folder), f"is of workload {name!r}, not of the suite")
+        layers = suite.cells(name, names, default_layers(manifest), manifest.layers)
         for layer, sizes in layers.items():
-            for n, m in sizes:
+            others = {source: by_name[source] for _, _, source in sizes if source != name}
+            for n, m, source in sizes:
                 check_size(manifest, n, m)
-            work.append(LayerWork(capture, layer, tuple(sizes), suite.seeds))
+                check_size(by_name[source].manifest, n, 0)
+                if layer not in by_name[source].manifest.layers:
+                    raise InputError("tasks.layers", layer, f"is not in the capture of {source!r}")
+            work.append(LayerWork(capture, layer, tuple(sizes), suite.seeds, others))
     return work
 
 
@@ -220,15 +238,32 @@ def _run_layer(suite: Suite, item: LayerWork, missing: Sequence[CellKey], folder
         raise InputError(
             error.argument, error.value, f"workload {manifest.workload!r}, layer {item.layer}: {error.remedy}"
         ) from error
-    smallest = min(item.splits, key=lambda key: (key.m, key.n, suite.seeds.index(key.seed or 0)))
+    smallest = min(
+        (key for key in item.splits if key.source is None),
+        key=lambda key: (key.m, key.n, suite.seeds.index(key.seed or 0)),
+        default=None,
+    )
     for key in missing:
         if key.n is None or key.seed is None:
             cell = noise_cell(manifest, scored, item.layer, key.m, suite)
         else:
-            cell = split_cell(manifest, layer, scored, item.layer, (key.n, key.m), suite, key.seed)
+            calibration = _calibration(item, layer, key.n, key.m, key.seed, key.source)
+            cell = split_cell(manifest, scored, item.layer, (key.n, key.m), suite, key.seed, calibration)
             if key == smallest:
                 cell["rechecked"] = recheck(layer, cell, suite)
         folder.write(key, cell)
+
+
+def _calibration(
+    item: LayerWork, layer: PagedLayer, n: int, m: int, seed: int, source: str | None
+) -> Calibration:
+    manifest = item.capture.manifest
+    if source is None:
+        requests = draw_split(manifest, n, m, seed).calibration
+        return Calibration(manifest.workload, requests, select_requests(layer, requests))
+    capture = item.sources[source]
+    requests = draw_calibration(capture.manifest, n, seed)
+    return Calibration(source, requests, capture.layer(item.layer, requests))
 
 
 def fingerprint(manifest: Manifest) -> str:

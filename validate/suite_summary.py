@@ -26,6 +26,7 @@ __all__ = [
     "goals_of",
     "make_record",
     "summarise_suite",
+    "summarise_transfer",
 ]
 
 GOALS = {"median": 0.05, "p90": 0.15}
@@ -104,6 +105,7 @@ def make_record(
         goals=goals,
         summary=summary,
         columns=columns,
+        transfer=summarise_transfer(columns),
     )
 
 
@@ -128,6 +130,9 @@ def summarise_suite(columns: Columns, chosen: str | None = None) -> list[dict[st
         - ``calibration_seconds``, the median per layer and criterion;
         - ``chosen``, on rows over all workloads alone.
     """
+    columns = {
+        name: column[columns["calibrated_on"] == columns["workload"]] for name, column in columns.items()
+    }
     count = columns["counts"] > 0
     error = np.nan_to_num(columns["abs_log_ratio"], nan=np.inf)
     entries = []
@@ -168,6 +173,37 @@ def summarise_suite(columns: Columns, chosen: str | None = None) -> list[dict[st
                 if workload == ALL:
                     entry["chosen"] = predictor == chosen
                 entries.append(entry)
+    return entries
+
+
+def summarise_transfer(columns: Columns) -> list[dict[str, Any]]:
+    """Errors where one workload calibrates and another (or the same) is measured.
+
+    Returns:
+        Nothing where no row is transferred. Else entries ``{calibrated_on, workload, n, m, predictor, rows,
+        refused, median_abs_log_ratio, p90_abs_log_ratio, noise_median, …}`` as ``summarise_suite`` has them,
+        for the splits and layers in which predictions are transferred, own workload included.
+    """
+    moved = columns["calibrated_on"] != columns["workload"]
+    if not moved.any():
+        return []
+    # Only layers and splits that were transferred: over others a workload's own errors do not compare.
+    place = np.array(
+        [f"{n} {m} {layer}" for n, m, layer in zip(columns["n"], columns["m"], columns["layer"], strict=True)]
+    )
+    shared = np.isin(place, np.unique(place[moved]))
+    columns = {name: column[shared] for name, column in columns.items()}
+    error = np.nan_to_num(columns["abs_log_ratio"], nan=np.inf)
+    fields = ("calibrated_on", "workload", "n", "m", "predictor")
+    keys = list(zip(*(columns[name].tolist() for name in fields), strict=True))
+    rows_of: dict[tuple[Any, ...], list[int]] = {}
+    for number, key in enumerate(keys):
+        rows_of.setdefault(key, []).append(number)
+    entries = []
+    for key, numbers in rows_of.items():
+        counted = np.zeros(len(keys), dtype=bool)
+        counted[numbers] = columns["counts"][numbers] > 0
+        entries.append({**dict(zip(fields, key, strict=True)), **_figures(columns, counted, error)})
     return entries
 
 
@@ -249,7 +285,13 @@ def _coverage(
         layers[name] = layers.get(name, 0) + 1
     counts = sorted(set(layers.values()))
     spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    sizes = ", ".join(f"{n} → {m}" for n, m in sorted({size for item in work for size in item.sizes}))
+    sizes = ", ".join(f"{n} → {m}" for n, m in sorted({size[:2] for item in work for size in item.sizes}))
+    pairs = {
+        (source, item.capture.manifest.workload)
+        for item in work
+        for _, _, source in item.sizes
+        if source != item.capture.manifest.workload
+    }
     other = sum(check["kept"] != check["kept_looked_up"] for check in checks)
     text = (
         f"Covered: {manifest.model}, {len(layers)} workloads, {spread} of {manifest.model_layers} layers, "
@@ -257,6 +299,8 @@ def _coverage(
         f"{max(suite.thresholds):g}, {' and '.join(suite.variants)}, by {' and '.join(suite.criteria)}; "
         f"{finished} of {cells} cells are finished."
     )
+    if pairs:
+        text += f" Predictions were transferred between {len(pairs)} pairs of workloads."
     if checks:
         text += f" {len(checks)} fusions were repeated without looked-up scores: {other} kept other counts."
     return text

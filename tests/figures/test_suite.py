@@ -16,6 +16,7 @@ from ratedist.figures.suite_errors import plot_suite_errors
 from ratedist.figures.suite_layers import plot_suite_layers
 from ratedist.figures.suite_rows import chosen_predictor, counted
 from ratedist.figures.suite_scatter import plot_suite_scatter
+from ratedist.figures.suite_transfer import plot_suite_transfer
 from ratedist.suite_record import SuiteRecord, as_column
 
 LAYERS, THRESHOLDS, SIZES = (2, 14, 27), (0.6, 0.7, 0.8), ((16, 16), (16, 64))
@@ -41,7 +42,14 @@ def make_record(chosen: str | None = "accumulation", bands: bool = True) -> Suit
                             # Nothing fuses in layer 2 at the highest threshold.
                             counts = int((layer, threshold) != (2, 0.8))
                             rows.append(
-                                {"workload": workload, "n": n, "m": m, "predictor": name, "seed": seed}
+                                {
+                                    "workload": workload,
+                                    "calibrated_on": workload,
+                                    "n": n,
+                                    "m": m,
+                                    "predictor": name,
+                                    "seed": seed,
+                                }
                                 | {"layer": layer, "threshold": threshold, "counts": counts}
                                 | {"compression_measured": measured}
                                 | {"compression_predicted": bias * measured}
@@ -129,6 +137,28 @@ def test_bands_show_coverage_width_and_place() -> None:
         plot_suite_bands(record, "gaussian")
     with pytest.raises(InputError, match="gives no bands; those that do: none"):
         plot_suite_bands(make_record(bands=False))
+
+
+def test_transfer_has_sources_as_lines() -> None:
+    record = make_record()
+    record.transfer = [
+        {"calibrated_on": source, "workload": workload, "n": 16, "m": 16, "predictor": name}
+        | {"median_abs_log_ratio": value}
+        for name in BIAS
+        for source, workload, value in (
+            ("documents", "documents", 0.1),
+            ("documents", "templates", 0.2),
+            ("templates", "documents", 0.3),
+            ("templates", "templates", None),
+        )
+    ]
+    ax = plot_suite_transfer(record).axes[0]
+    values = np.ma.filled(ax.get_images()[0].get_array().astype(float), np.nan)
+    np.testing.assert_allclose(values, [[0.1, 0.2], [0.3, np.nan]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["documents", "templates"]
+    assert [text.get_text() for text in ax.texts] == ["0.10", "0.20", "0.30"]
+    with pytest.raises(InputError, match="record = 'no transfer'"):
+        plot_suite_transfer(make_record())
 
 
 def test_pictures_are_written_and_no_figure_stays_open(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ratedist.errors import InputError
 from ratedist.predictors import PREDICTORS
-from ratedist.validate.suite import Suite, Task, load_suite, standard_suite, suite_from_json
+from ratedist.validate.suite import Suite, Task, full_suite, load_suite, standard_suite, suite_from_json
 from ratedist.validate.workloads import WORKLOADS
 
 TASK = {"workloads": ["documents"], "splits": [[16, 16]]}
@@ -23,11 +23,12 @@ def test_standard_covers_what_the_protocol_asks() -> None:
     assert len(names) >= 12
     large = []
     for name in names:
-        cells = suite.cells(name, FUSED, range(30))
-        assert all({(16, 16), (16, 64)} <= set(sizes) or sizes == [(16, 256)] for sizes in cells.values())
+        cells = suite.cells(name, names, FUSED, range(30))
+        small, large_split = {(16, 16, name), (16, 64, name)}, (16, 256, name)
+        assert all(small <= set(sizes) or sizes == [large_split] for sizes in cells.values())
         assert min(cells) == 2
         assert max(cells) == 27
-        if any((16, 256) in sizes for sizes in cells.values()):
+        if any(large_split in sizes for sizes in cells.values()):
             large.append(name)
             assert suite.requests(name) == 272
         else:
@@ -43,7 +44,7 @@ def test_standard_covers_what_the_protocol_asks() -> None:
 def test_layers_by_number_are_spread_over_the_depth() -> None:
     def layers(wanted: object) -> list[int]:
         suite = Suite("s", (Task(("w",), ((2, 2),), wanted),))
-        return list(suite.cells("w", FUSED, range(30)))
+        return list(suite.cells("w", ("w",), FUSED, range(30)))
 
     assert layers(3) == [2, 14, 27]
     assert layers(1) == [15]
@@ -62,14 +63,43 @@ def test_tasks_add_up() -> None:
             Task(("b",), ((4, 16), (4, 4)), (9,)),
         ),
     )
-    assert suite.cells("a", FUSED, range(30)) == {5: [(4, 4)], 9: [(4, 4)]}
-    assert suite.cells("b", FUSED, range(30)) == {5: [(4, 4)], 9: [(4, 4), (4, 16)]}
+    both = ("a", "b")
+    assert suite.cells("a", both, FUSED, range(30)) == {5: [(4, 4, "a")], 9: [(4, 4, "a")]}
+    assert suite.cells("b", both, FUSED, range(30)) == {5: [(4, 4, "b")], 9: [(4, 4, "b"), (4, 16, "b")]}
     assert (suite.requests("a"), suite.requests("b")) == (8, 20)
     with pytest.raises(InputError, match=r"tasks.workloads = 'b': unknown; choose all, or some of a, c"):
         suite.workloads(("a", "c"))
     only = Suite("s", (Task(("b",), ((4, 4),)),))
     assert only.workloads(("a", "b", "c")) == ("b",)
-    assert only.cells("a", FUSED, range(30)) == {}
+    assert only.cells("a", both, FUSED, range(30)) == {}
+
+
+def test_a_task_may_calibrate_on_other_workloads() -> None:
+    task = Task(("a", "b"), ((4, 8),), (5,), calibrate_on=("b", "c"))
+    suite = Suite("s", (task,))
+    known = ("a", "b", "c", "d")
+    assert suite.workloads(known) == ("a", "b", "c")
+    assert suite.cells("a", known, FUSED, range(30)) == {5: [(4, 8, "b"), (4, 8, "c")]}
+    assert suite.cells("b", known, FUSED, range(30)) == {5: [(4, 8, "b"), (4, 8, "c")]}
+    assert suite.cells("c", known, FUSED, range(30)) == {}
+    assert [suite.requests(name) for name in known] == [12, 12, 4, 0]
+    with pytest.raises(InputError, match=r"tasks.workloads = 'c': unknown; choose all, or some of a, b"):
+        suite.workloads(("a", "b"))
+
+
+def test_full_is_standard_and_the_transfer_between_all_workloads() -> None:
+    full, standard, names = full_suite(), standard_suite(), tuple(WORKLOADS)
+    for name in names:
+        cells, own = (s.cells(name, names, FUSED, range(30)) for s in (full, standard))
+        moved = {layer: {cell for cell in sizes if cell[2] != name} for layer, sizes in cells.items()}
+        assert {layer: [c for c in sizes if c[2] == name] for layer, sizes in cells.items()} == {
+            layer: sorted({*own.get(layer, []), *({(16, 16, name)} if moved[layer] else ())})
+            for layer in cells
+        }
+        transferred = [layer for layer, sizes in moved.items() if sizes]
+        assert len(transferred) == 3
+        assert all({source for _, _, source in moved[layer]} == {*names} - {name} for layer in transferred)
+        assert full.requests(name) == standard.requests(name)
 
 
 def test_a_file_gives_the_suite_that_was_written(tmp_path: Path) -> None:
@@ -83,6 +113,8 @@ def test_a_file_gives_the_suite_that_was_written(tmp_path: Path) -> None:
     assert mine.tasks == (Task(("all",), ((4, 8),), 2),)
     assert mine.predictors == tuple(PREDICTORS)
     assert load_suite("standard") == suite
+    path.write_text(json.dumps(full_suite().to_json()), encoding="utf-8")
+    assert load_suite(path) == load_suite("full") == full_suite()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +140,7 @@ def test_a_file_gives_the_suite_that_was_written(tmp_path: Path) -> None:
         ({"tasks": [{**TASK, "layers": "some"}]}, "tasks.layers = 'some': must be"),
         ({"tasks": [{**TASK, "layers": 0}]}, "tasks.layers = 0: must be at least 1"),
         ({"tasks": [{**TASK, "layers": [2, -1]}]}, r"tasks.layers = \[2, -1\]: must name layers from 0"),
+        ({"tasks": [{**TASK, "calibrate_on": 3}]}, "tasks.calibrate_on = 3: must be a list of names"),
         ({"tasks": [{**TASK, "layers": 2.5}]}, "tasks.layers = 2.5: must be"),
         ({"tasks": [TASK], "seeds": 3}, "seeds = 3: must be a list of whole numbers"),
         ({"tasks": [TASK], "seeds": [0, 0]}, r"seeds = \[0, 0\]: names one twice"),

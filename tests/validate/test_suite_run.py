@@ -16,8 +16,15 @@ from ratedist.predictors import Predictor, predictor_class
 from ratedist.suite_record import SuiteRecord, read_suite_record, write_suite_record
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.noise import noise_floor
-from ratedist.validate.protocol import draw_split, layer_cells, noise_cell, split_cell
-from ratedist.validate.scored_layer import ScoredLayer
+from ratedist.validate.protocol import (
+    Calibration,
+    draw_calibration,
+    draw_split,
+    layer_cells,
+    noise_cell,
+    split_cell,
+)
+from ratedist.validate.scored_layer import ScoredLayer, select_requests
 from ratedist.validate.suite import Suite, Task
 from ratedist.validate.suite_folder import CELLS, SETTINGS, CellKey, SuiteFolder
 from ratedist.validate.suite_run import fingerprint, plan_work, run_cells, suite_settings
@@ -79,9 +86,10 @@ def test_a_cell_holds_the_split_predicted_and_measured(captures) -> None:
     """By hand: fusion of the measured requests in their order, predictions from the calibration requests."""
     capture, suite = captures[1], small_suite()
     layer = capture.layer(2)
-    cell = split_cell(capture.manifest, layer, ScoredLayer(layer), 2, (3, 6), suite, 1)
-    cell = json.loads(json.dumps(cell))
     split = draw_split(capture.manifest, 3, 6, 1)
+    calibration = Calibration("two", split.calibration, select_requests(layer, split.calibration))
+    cell = split_cell(capture.manifest, ScoredLayer(layer), 2, (3, 6), suite, 1, calibration)
+    cell = json.loads(json.dumps(cell))
     assert (cell["calibration"], cell["held_out"]) == (list(split.calibration), list(split.held_out))
     cells, refused = layer_cells(cell, suite.plan(1))
     assert not refused
@@ -285,11 +293,53 @@ def test_captures_that_do_not_fit_are_refused(captures, make_capture, tmp_path: 
     ):
         plan_work(suite, [make_capture("few")])
     named = small_suite(tasks=(Task(("one",), ((3, 4),)),))
-    with pytest.raises(InputError, match="is of workload 'two', which the suite leaves out"):
+    with pytest.raises(InputError, match="is of workload 'two', not of the suite"):
         plan_work(named, captures)
     alone = make_capture("alone", lengths=(64,) * 10, domains=tuple(range(10)))
     with pytest.raises(InputError, match="workload 'alone', layer 2: calibration needs two requests"):
         run(suite, [alone], tmp_path)
+
+
+def test_predictions_are_transferred_from_one_workload_to_another(captures, tmp_path: Path) -> None:
+    """Calibrated on n requests of the other workload, those of its own splits; measured as ever."""
+    task = Task(("one",), ((3, 4),), (2,), calibrate_on=("all",))
+    suite = small_suite(tasks=(task,), variants=("leader",), criteria=("keys",))
+    record = run(suite, captures, tmp_path)
+    assert {(row["calibrated_on"], row["workload"]) for row in record.rows} == {
+        ("one", "one"),
+        ("two", "one"),
+    }
+    one, two = captures
+    for seed in (0, 1):
+        assert draw_calibration(two.manifest, 3, seed) == draw_split(two.manifest, 3, 4, seed).calibration
+        held_out = draw_split(one.manifest, 3, 4, seed).held_out
+        table = one.layer(2, held_out).table
+        for source, capture in (("one", one), ("two", two)):
+            requests = draw_split(capture.manifest, 3, 4, seed).calibration
+            predictor = predictor_class("position-marked")(pair_sample(capture.layer(2, requests)))
+            expected = predictor.predict(table.full_blocks.numpy(), suite.thresholds)
+            rows = [
+                row
+                for row in record.rows
+                if (row["calibrated_on"], row["predictor"], row["seed"]) == (source, "position-marked", seed)
+            ]
+            assert [row["kept_predicted"] for row in rows] == pytest.approx(expected.kept, rel=1e-4)
+            fusion = fuse(one.layer(2, held_out), threshold=0.7)
+            assert rows[1]["kept_measured"] == fusion.kept
+    # The summary of the suite is about a workload's own predictions.
+    counted = [row for row in record.rows if row["counts"] and row["predictor"] == "gaussian"]
+    (own,) = [e for e in record.summary if (e["workload"], e["predictor"]) == ("all", "gaussian")]
+    assert own["rows"] == sum(row["calibrated_on"] == "one" for row in counted) > 0
+    moved = {(e["calibrated_on"], e["workload"]): e for e in record.transfer if e["predictor"] == "gaussian"}
+    assert set(moved) == {("one", "one"), ("two", "one")}
+    errors = [row["abs_log_ratio"] for row in counted if row["calibrated_on"] == "two"]
+    assert moved["two", "one"]["median_abs_log_ratio"] == pytest.approx(np.median(errors), rel=1e-4)
+    assert moved["two", "one"]["rows"] == len(errors)
+    assert moved["one", "one"]["median_abs_log_ratio"] == own["median_abs_log_ratio"]
+    path = tmp_path / "record.json"
+    write_suite_record(record, path)
+    assert read_suite_record(path).transfer == record.transfer
+    assert "transferred between 1 pairs of workloads" in record.words[-1]
 
 
 class Stumbling(Predictor):

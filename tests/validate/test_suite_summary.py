@@ -14,6 +14,7 @@ from ratedist.validate.suite_summary import describe, goals_of, summarise_suite
 def columns(*rows: dict[str, object]) -> Columns:
     common = {
         "workload": "w",
+        "calibrated_on": None,
         "n": 16,
         "m": 16,
         "variant": "leader",
@@ -27,6 +28,7 @@ def columns(*rows: dict[str, object]) -> Columns:
         "counts": 1,
     }
     full = [common | row for row in rows]
+    full = [row | {"calibrated_on": row["calibrated_on"] or row["workload"]} for row in full]
     found = {name: as_column([row[name] for row in full]) for name in common}
     found["abs_log_ratio"] = as_column([row["error"] for row in full])
     return found
