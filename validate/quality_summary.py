@@ -62,6 +62,13 @@ SCHEMES: dict[str, Callable[[str], bool]] = {
 }
 """Which methods belong to a scheme; ``"nothing"`` belongs to all."""
 
+_NEEDS: dict[str, Callable[[str], bool]] = SCHEMES | {
+    "fusion": lambda name: name == "fusion",
+    "exact+bits": lambda name: name.startswith("exact+"),
+    "fusion+bits": lambda name: name.startswith("fusion+"),
+}
+"""A scheme stands in the summary where at least one such method was measured."""
+
 
 def scheme_rows(
     rows: Sequence[Row], scheme: str, variant: str | None = None, criterion: str | None = None
@@ -106,14 +113,13 @@ def summarise_quality(
         schemes = []
         for scheme, variant, criterion in settings:
             chosen = scheme_rows(here, scheme, variant, criterion)
-            own = [row for row in chosen if row["method"] != "nothing"]
-            if own and (scheme.split("+")[0] != "fusion" or any(r["threshold"] is not None for r in own)):
+            if any(_NEEDS[scheme](row["method"]) for row in chosen):
                 entry = {"kind": "scheme", "workload": workload, "scheme": scheme}
                 entry |= {"variant": variant, "criterion": criterion}
                 schemes.append(entry | _scheme(here, chosen, draws, limit))
         pairs = [
             {"kind": "bd-rate", "workload": workload, "test": test, "anchor": anchor}
-            | _bd_rate(scheme_rows(here, anchor), scheme_rows(here, test), draws)
+            | _bd_rate(here, anchor, test, draws)
             for test, anchor in _PAIRS
             if {test, anchor} <= {entry["scheme"] for entry in schemes}
         ]
@@ -215,9 +221,11 @@ def _scheme(
     }
 
 
-def _bd_rate(anchor: Sequence[Row], test: Sequence[Row], draws: Sequence[FloatArray]) -> dict[str, Any]:
+def _bd_rate(rows: Sequence[Row], anchor: str, test: str, draws: Sequence[FloatArray]) -> dict[str, Any]:
+    sides = [(scheme, scheme_rows(rows, scheme)) for scheme in (anchor, test)]
+
     def value(weights: FloatArray | None) -> tuple[float, float, float, float]:
-        delta = bd_rate(_curve(anchor, weights, "anchor"), _curve(test, weights, "test"))
+        delta = bd_rate(*(_curve(chosen, weights, scheme) for scheme, chosen in sides))
         return delta.value, delta.low, delta.high, delta.overlap
 
     try:

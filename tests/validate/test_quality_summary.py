@@ -108,7 +108,14 @@ def test_bd_rate_of_schemes_with_a_known_gap() -> None:
     assert found["percent_low"] <= found["percent"] + 1e-9 <= found["percent_high"] + 2e-9
     undefined = entry(summary, "bd-rate", test="fusion", anchor="exact")
     assert undefined["percent"] is None
-    assert "usable points" in undefined["reason"]
+    assert "anchor = 'exact': has 0 usable points" in undefined["reason"]
+    without = summarise_quality([r for r in rows if not r["method"].startswith("fusion+")], resamples=5)
+    assert not [e for e in without if "fusion+bits" in (e.get("scheme"), e.get("test"))]
+    assert "With bits" not in entry(without, "verdict")["text"]
+    assert (
+        "With bits, fusion changes the bytes of exact sharing with bits by -20"
+        in entry(summary, "verdict")["text"]
+    )
 
 
 def test_intervals_come_from_the_spread_over_requests() -> None:
