@@ -7,39 +7,33 @@ from torch import Tensor
 
 from ratedist.kernels.candidates import Candidates
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.reading import Reading
 from ratedist.kernels.result import Fusion
 from ratedist.kernels.scales import member_scales
+from ratedist.kernels.scoring import Pools
 
 __all__ = ["assemble", "distinct_scales"]
 
 
 def distinct_scales(
-    layer: PagedLayer | FusedLayer,
-    blocks: Candidates,
-    first: Tensor,
-    representative: Tensor,
-    k_norm: Tensor,
-    v_norm: Tensor,
-    scale: str,
+    pools: Pools, place: Tensor, first: Tensor, representative: Tensor, scale: str
 ) -> tuple[Tensor, Tensor]:
     """(n,) float32 scales of keys and of values of every candidate, duplicates as their first copy has it.
 
     Args:
-        layer: the layer that is fused.
-        blocks: its n candidates.
+        pools: blocks as they are matched.
+        place: (n,) int64 id of each of the n candidates in ``pools``.
         first: (n,) int64 position of the byte-equal candidate whose block each takes, its own where unique.
         representative: (n,) int64 position of the final representative.
-        k_norm: (blocks,) float32 norms of the pool's keys.
-        v_norm: (blocks,) float32 norms of the pool's values.
         scale: one of ``ratedist.kernels.scales.SCALES``.
     """
-    own = torch.arange(len(blocks), device=layer.k.device)
+    own = torch.arange(len(first), device=first.device)
     members = torch.nonzero((first == own) & (representative != own)).flatten()
-    here, there = blocks.physical[members], blocks.physical[representative[members]]
+    here, there = place[members], place[representative[members]]
     factors = []
-    for pool, norm in ((layer.k, k_norm), (layer.v, v_norm)):
-        factor = torch.ones(len(blocks), dtype=torch.float32, device=layer.k.device)
-        factor[members] = member_scales(pool, norm, here, there, scale)
+    for part in (pools.k, pools.v):
+        factor = torch.ones(len(first), dtype=torch.float32, device=first.device)
+        factor[members] = member_scales(part.pool, part.norm, here, there, scale)
         factors.append(factor[first])
     return factors[0], factors[1]
 
@@ -53,6 +47,7 @@ def assemble(
     score: Tensor,
     k_factor: Tensor,
     v_factor: Tensor,
+    reading: Reading | None = None,
 ) -> Fusion:
     """The fused layer and its record, from decisions on candidates by position.
 
@@ -65,6 +60,7 @@ def assemble(
         score: (n,) float32 against the final representative.
         k_factor: (n,) float32 by which the scale of the keys changes.
         v_factor: (n,) float32 by which the scale of the values changes.
+        reading: rotary shifts and means, where they were taken away before matching.
     """
     table = layer.table
     requests, max_blocks = table.entries.shape
@@ -100,6 +96,7 @@ def assemble(
             table=BlockTable(entries, table.lengths, table.domains, table.block_size),
             k_scale=scales[0],
             v_scale=scales[1],
+            reading=reading,
         ),
         representative=maps[0],
         absorber=maps[1],

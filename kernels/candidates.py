@@ -12,7 +12,7 @@ from ratedist.errors import InputError
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.matching import Matcher
 
-__all__ = ["Candidates", "check_scales", "find_candidates", "place", "usable_norms"]
+__all__ = ["Candidates", "check_scales", "find_candidates", "place_name", "usable_norms"]
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def check_scales(layer: PagedLayer | FusedLayer, layer_name: str | int | None) -
             raise InputError(
                 name,
                 float(scale.flatten()[bad[0]]),
-                f"{place(layer_name, int(bad[0]), max_blocks)} must have a finite scale",
+                f"{place_name(layer_name, int(bad[0]), max_blocks)} must have a finite scale",
             )
 
 
-def place(layer_name: str | int | None, logical: int, max_blocks: int) -> str:
+def place_name(layer_name: str | int | None, logical: int, max_blocks: int) -> str:
     """Where a block lies, for messages: layer (if named), request and block."""
     where = "" if layer_name is None else f"layer {layer_name}, "
     return f"{where}request {logical // max_blocks}, block {logical % max_blocks}"
@@ -123,7 +123,7 @@ def _check_partial_blocks(
 def _refuse(
     name: str, block: Tensor, logical: int, layer: PagedLayer | FusedLayer, layer_name: str | int | None
 ) -> None:
-    where = place(layer_name, logical, layer.table.entries.shape[1])
+    where = place_name(layer_name, logical, layer.table.entries.shape[1])
     bad = block[~torch.isfinite(block)]
     if bad.numel():
         raise InputError(

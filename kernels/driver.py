@@ -14,7 +14,8 @@ from ratedist.kernels.leader import fuse_leader
 from ratedist.kernels.matching import Matcher
 from ratedist.kernels.options import FuseOptions
 from ratedist.kernels.result import Fusion
-from ratedist.kernels.scoring import Part, Pools, make_scoring
+from ratedist.kernels.scoring import make_scoring
+from ratedist.kernels.space import make_space
 from ratedist.kernels.tree import find_roots, fuse_tree
 from ratedist.kernels.units import units_by_domain
 
@@ -30,12 +31,13 @@ def fuse_with(
     """``ratedist.kernels.fuse.fuse`` with options that have been checked, on the given matcher."""
     check_scales(layer, layer_name)
     blocks = find_candidates(layer, options.chunk_blocks)
-    k_norm, v_norm = usable_norms(matcher, layer, blocks, layer_name)
+    norms = usable_norms(matcher, layer, blocks, layer_name)
     first = first_equal(layer.k, layer.v, blocks, fused=isinstance(layer, FusedLayer))
-    scoring = make_scoring(options.criterion, [Pools(Part(layer.k, k_norm), Part(layer.v, v_norm))])
+    space = make_space(matcher, layer, blocks, norms, first, options, layer_name)
+    scoring, place = make_scoring(options.criterion, [space.pools]), space.place
 
     def match(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-        return matcher.best_match(scoring, blocks.physical[rows], blocks.physical[cols])
+        return matcher.best_match(scoring, place[rows], place[cols])
 
     absorber = first.clone()
     score = torch.ones(len(blocks), dtype=torch.float32, device=layer.k.device)
@@ -48,7 +50,10 @@ def fuse_with(
     own = torch.arange(len(blocks), device=layer.k.device)
     # In the tree, the absorber of a block may have been absorbed later: then its score speaks of another.
     moved = torch.nonzero((first == own) & (absorber != representative)).flatten()
-    score[moved] = scoring.pairs(blocks.physical[moved], blocks.physical[representative[moved]])
+    score[moved] = scoring.pairs(place[moved], place[representative[moved]])
 
-    k_factor, v_factor = distinct_scales(layer, blocks, first, representative, k_norm, v_norm, options.scale)
-    return assemble(layer, blocks, first, absorber, representative, score[first], k_factor, v_factor)
+    factors = distinct_scales(space.pools, place, first, representative, options.scale)
+    reading = None
+    if space.transform is not None:
+        reading = space.transform.reading(layer, blocks, first, representative)
+    return assemble(layer, blocks, first, absorber, representative, score[first], *factors, reading)

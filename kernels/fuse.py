@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ratedist.errors import InputError
 from ratedist.kernels.driver import fuse_with
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.matching import Matcher
-from ratedist.kernels.options import MODES, VARIANTS, FuseOptions
+from ratedist.kernels.options import CENTRES, MODES, VARIANTS, FuseOptions
 from ratedist.kernels.result import Fusion
+from ratedist.kernels.rotary import Rotary
 from ratedist.kernels.scales import SCALES
 from ratedist.kernels.scoring import CRITERIA
+from ratedist.kernels.space import check_space
 from ratedist.kernels.triton_support import choose_backend
 
 __all__ = [
     "BACKENDS",
+    "CENTRES",
     "CRITERIA",
     "MODES",
     "SCALES",
@@ -38,6 +43,9 @@ def fuse(
     chunk_blocks: int | None = None,
     max_sharers: int | None = None,
     max_absorbed_share: float | None = None,
+    rotary: Rotary | None = None,
+    starts: Tensor | None = None,
+    centre: str | None = None,
     backend: str = "auto",
     layer_name: str | int | None = None,
 ) -> Fusion:
@@ -67,9 +75,18 @@ def fuse(
     Blocks of a domain that share a physical block to begin with go on sharing it. A layer that is fused
     already is fused as it is stored: physical blocks are matched, and scales multiply.
 
+    With ``rotary`` and ``centre``, blocks are matched and scales computed as they are without their rotary
+    positions (turned back to position 0) and without a mean, one for every logical block index of a domain
+    or one for all its blocks, rounded to the pool's dtype. What is stored stays as it is: the result's
+    ``reading`` says how far an absorbed block's keys are turned and which means are exchanged when it is
+    read, and all others are read as they are stored. Exact duplicates are found as the blocks are stored.
+    A mean is over full blocks of a domain, which may be few: with a single block at a position, nothing is
+    left of it, and it is similar to nothing.
+
     Nothing is copied or moved: the result has the same pool, a new block table and scales. Beyond
     vectors with one number per block it takes at most about 9 % of the layer's bytes as working memory
-    (``backend="cpu"``).
+    (``backend="cpu"``); with ``rotary`` or ``centre`` float32 copies of the keys and values of all distinct
+    full blocks on top, and the means, which with ``rotary`` are one per domain and position in use.
 
     Args:
         layer: paged keys and values. Every token within a request's length must be finite.
@@ -84,13 +101,17 @@ def fuse(
             is given no second choice.
         max_absorbed_share: share of a request's full blocks that may be absorbed by similarity, within
             [0, 1]. Exact duplicates do not count, wherever the block goes whose bytes they have.
+        rotary: rotary embedding of the keys, to be removed before matching; None to match keys with it.
+        starts: (requests,) int64 position of each request's first token; 0 if left out.
+        centre: one of ``CENTRES``, or None. ``"position"`` does not go with ``rotary``.
         backend: one of ``BACKENDS``. ``"auto"`` is ``"triton"`` for a layer on a GPU and ``"cpu"``
             otherwise; ``"reference"`` is slow, and holds whole similarity matrices.
         layer_name: the layer's name or index, for messages.
 
     Raises:
         InputError: an argument outside what is listed, or a block that holds NaN or infinity or
-            whose norm float32 cannot hold (its layer, request and block are named).
+            whose norm float32 cannot hold (its layer, request and block are named); a layer that is fused
+            already, with ``rotary`` or ``centre``.
     """
     if not isinstance(layer, PagedLayer | FusedLayer):
         raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")
@@ -102,8 +123,19 @@ def fuse(
             "the layer before that fusion, or what materialise (ratedist.kernels.materialise) makes of it",
         )
     options = FuseOptions(
-        threshold, variant, criterion, scale, mode, chunk_blocks, max_sharers, max_absorbed_share
+        threshold=threshold,
+        variant=variant,
+        criterion=criterion,
+        scale=scale,
+        mode=mode,
+        chunk_blocks=chunk_blocks,
+        max_sharers=max_sharers,
+        max_absorbed_share=max_absorbed_share,
+        rotary=rotary,
+        starts=starts,
+        centre=centre,
     )
+    check_space(layer, options)
     chosen = choose_backend(backend, layer.k.device, BACKENDS)
     if chosen == "reference":
         from ratedist.kernels.reference import fuse_reference

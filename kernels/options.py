@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from numbers import Real
 
 import torch
+from torch import Tensor
 
 from ratedist.errors import InputError
+from ratedist.kernels.rotary import Rotary
 from ratedist.kernels.scales import SCALES
 from ratedist.kernels.scoring import CRITERIA
 
-__all__ = ["MODES", "VARIANTS", "FuseOptions"]
+__all__ = ["CENTRES", "MODES", "VARIANTS", "FuseOptions"]
 
 VARIANTS = ("leader", "tree")
 
 MODES = ("bff", "cff")
 """Batch fast-fusion, whose units are the requests of a batch, or chunks fast-fusion, whose units are the
 chunks of a request."""
+
+CENTRES = ("position", "layer")
+"""Means that can be taken away before matching: one per logical block index, or one, of a domain's blocks."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class FuseOptions:
     chunk_blocks: int | None = None
     max_sharers: int | None = None
     max_absorbed_share: float | None = None
+    rotary: Rotary | None = None
+    starts: Tensor | None = None
+    centre: str | None = None
 
     def __post_init__(self) -> None:
         for argument, known in (
@@ -56,6 +64,7 @@ class FuseOptions:
 
         self._check_mode()
         self._check_caps()
+        self._check_transform()
 
     def _check_mode(self) -> None:
         chunk_blocks = self.chunk_blocks
@@ -76,6 +85,35 @@ class FuseOptions:
         ):
             raise InputError(
                 "max_absorbed_share", share, "must be a number within [0, 1], or None for no cap"
+            )
+
+    def _check_transform(self) -> None:
+        if self.rotary is not None and not isinstance(self.rotary, Rotary):
+            raise InputError(
+                "rotary", type(self.rotary).__name__, "must be a ratedist.kernels.rotary.Rotary, or None"
+            )
+        if self.starts is not None:
+            if self.rotary is None:
+                raise InputError("starts", "given", "goes with rotary, whose positions it moves; give both")
+            if not isinstance(self.starts, Tensor):
+                raise InputError("starts", type(self.starts).__name__, "must be an int64 tensor, or None")
+        if self.centre is None:
+            return
+        if self.centre not in CENTRES:
+            raise InputError("centre", self.centre, f"must be one of {', '.join(CENTRES)}, or None")
+        if self.rotary is not None and self.centre == "position":
+            raise InputError(
+                "centre",
+                self.centre,
+                "takes away a mean that holds the rotary positions already, at every position its own: "
+                "use centre='layer' with rotary, or centre='position' alone",
+            )
+        if self.mode == "cff" and (self.rotary is not None or self.centre == "position"):
+            raise InputError(
+                "centre",
+                self.centre,
+                "would store a mean for every block, as mode='cff' has one block at each position of a "
+                "domain: use centre='layer' without rotary, or rotary alone",
             )
 
     @property

@@ -13,7 +13,9 @@ from torch import Tensor
 from ratedist.errors import InputError
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.options import FuseOptions
+from ratedist.kernels.reading import Means, Reading
 from ratedist.kernels.result import Fusion
+from ratedist.kernels.rotary import Rotary
 
 __all__ = ["fuse_reference"]
 
@@ -62,6 +64,23 @@ def fuse_reference(
         for a in group:
             first[a] = group[0] if len({unit[b] for b in group}) > 1 else a
     first = {a: first[holder[domain[a], physical[a]]] for a in candidates}
+
+    # What blocks are matched without: rotary positions, and the mean of their group.
+    size = layer.table.block_size
+    starts = [0] * requests if options.starts is None else options.starts.tolist()
+    position = {a: starts[request[a]] + a % max_blocks * size for a in candidates}
+    family = {a: (domain[a], a % max_blocks if options.centre == "position" else 0) for a in candidates}
+    mean: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    if options.rotary is not None:
+        shape = layer.k.shape[1:]
+        k = {a: _turn(k[a].view(shape), -position[a], options.rotary).flatten() for a in candidates}
+    if options.centre is not None:
+        for name in set(family.values()):
+            alike = [a for a in candidates if family[a] == name]
+            mean_k, mean_v = (torch.stack([part[a] for a in alike]).double().mean(0) for part in (k, v))
+            mean[name] = mean_k.to(layer.k.dtype), mean_v.to(layer.k.dtype)
+        k = {a: k[a] - mean[family[a]][0].float() for a in candidates}
+        v = {a: v[a] - mean[family[a]][1].float() for a in candidates}
 
     # Step 2: the distinct blocks, unit by unit.
     matrix = _score_matrix(candidates, k, v, options.criterion)
@@ -126,6 +145,9 @@ def fuse_reference(
     v_scale = torch.ones_like(scores)
     if isinstance(layer, FusedLayer):
         k_scale, v_scale = layer.k_scale.clone(), layer.v_scale.clone()
+    shift = torch.zeros_like(table.entries)
+    add, subtract = torch.full_like(shift, -1), torch.full_like(shift, -1)
+    stored: list[tuple[Tensor, Tensor]] = []
     for i in range(requests):
         for b in range(used[i]):
             a = i * max_blocks + b
@@ -135,10 +157,26 @@ def fuse_reference(
             new_entries[i, b] = entries[root // max_blocks][root % max_blocks]
             scores[i, b] = 1.0
             if first.get(a, a) != root:
+                # Duplicates as their first copy: its bytes, at its position.
                 scores[i, b] = score(first[a], root)
-                k_scale[i, b] *= _scale(k[a], k[root], options.scale)
-                v_scale[i, b] *= _scale(v[a], v[root], options.scale)
+                k_scale[i, b] *= _scale(k[first[a]], k[root], options.scale)
+                v_scale[i, b] *= _scale(v[first[a]], v[root], options.scale)
+                shift[i, b] = position[first[a]] - position[root]
+                if mean:
+                    for table_of, c in ((add, first[a]), (subtract, root)):
+                        turned, mean_v = mean[family[c]]
+                        if options.rotary is not None:
+                            where = position[first[a]]
+                            turned = _turn(turned.view(shape).float(), where, options.rotary).to(mean_v)
+                        table_of[i, b] = len(stored)
+                        stored.append((turned.view(layer.k.shape[1:]), mean_v.view(layer.k.shape[1:])))
 
+    means = None
+    if stored:
+        means = Means(torch.stack([m[0] for m in stored]), torch.stack([m[1] for m in stored]), add, subtract)
+    reading = None
+    if any(representative[a] != first[a] for a in candidates) and (options.rotary or means):
+        reading = Reading(shift if options.rotary else None, options.rotary, means)
     return Fusion(
         layer=FusedLayer(
             k=layer.k,
@@ -146,6 +184,7 @@ def fuse_reference(
             table=BlockTable(new_entries, table.lengths, table.domains, table.block_size),
             k_scale=k_scale,
             v_scale=v_scale,
+            reading=reading,
         ),
         representative=representative_map,
         absorber=absorber_map,
@@ -188,6 +227,18 @@ def _nearness_matrix(candidates: list[int], vector: dict[int, Tensor]) -> Tensor
         if x.any():
             nearness[n] = (1 - (x - rows).norm(dim=1).div(x.norm()).square() / 2).cpu()
     return nearness
+
+
+def _turn(block: Tensor, tokens: int, rotary: Rotary) -> Tensor:
+    """(block_size, kv_heads, head_dim) float32: every pair of channels as a complex number, turned."""
+    turned = block.double().clone()
+    half = rotary.rotary_dim // 2
+    for i, frequency in enumerate(rotary.inverse_frequencies.double().tolist()):
+        left, right = (i, i + half) if rotary.style == "half" else (2 * i, 2 * i + 1)
+        pair = torch.complex(block[..., left].double(), block[..., right].double())
+        pair = pair * complex(math.cos(frequency * tokens), math.sin(frequency * tokens))
+        turned[..., left], turned[..., right] = pair.real, pair.imag
+    return turned.float()
 
 
 def _scale(member: Tensor, representative: Tensor, rule: str) -> float:

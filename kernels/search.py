@@ -16,6 +16,7 @@ from ratedist.kernels.fuse import check_options, matcher_of
 from ratedist.kernels.hashing import Hashing, choose_hashing
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.result import Fusion
+from ratedist.kernels.scoring import Part, Pools
 from ratedist.kernels.signatures import hash_keys, mean_direction
 from ratedist.kernels.triton_support import choose_backend
 
@@ -131,8 +132,9 @@ def fuse_hashed(
     # A duplicate goes where its first copy went; a leader is never absorbed, so this is the end.
     representative = absorber[first]
     absorber = torch.where(first == own, absorber, first)
-    k_factor, v_factor = distinct_scales(layer, blocks, first, representative, k_norm, v_norm, scale)
-    fusion = assemble(layer, blocks, first, absorber, representative, score[first], k_factor, v_factor)
+    pools = Pools(Part(layer.k, k_norm), Part(layer.v, v_norm))
+    factors = distinct_scales(pools, blocks.physical, first, representative, scale)
+    fusion = assemble(layer, blocks, first, absorber, representative, score[first], *factors)
     return HashedFusion(**vars(fusion), hashing=hashing, compared=search.compared, matches=matches)
 
 

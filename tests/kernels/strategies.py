@@ -265,9 +265,17 @@ def byte_groups(layer: PagedLayer) -> list[list[int]]:
     return found
 
 
-def decided(layer: PagedLayer, threshold: float, criterion: str) -> bool:
-    """Whether no score is close to the threshold, nor above it close to a rival in the same row."""
-    score = score_matrix(layer, criterion)
+def decided(layer: PagedLayer, threshold: float, criterion: str, score: Tensor | None = None) -> bool:
+    """Whether no score is close to the threshold, nor above it close to a rival in the same row.
+
+    Args:
+        layer: the layer.
+        threshold: the threshold.
+        criterion: the criterion.
+        score: (n, n) scores of the candidates, where they are not ``score_matrix``.
+    """
+    if score is None:
+        score = score_matrix(layer, criterion)
     logical = full_blocks(layer)
     max_blocks = layer.table.entries.shape[1]
     first = {a: group[0] for group in byte_groups(layer) for a in group}
