@@ -8,7 +8,7 @@ after each are compared. Nothing compressed therefore gives a divergence of exac
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from ratedist.validate.methods import LayerCache, Method, compress
 from ratedist.validate.models import LoadedModel
 from ratedist.validate.prompts import PromptSet
 
-__all__ = ["Quality", "QualitySession", "divergence"]
+__all__ = ["LayerTrial", "Quality", "QualitySession", "divergence"]
 
 FloatArray = NDArray[np.float64]
 
@@ -68,6 +68,19 @@ class Quality:
     def compression(self) -> float:
         """Bytes of the whole original cache over those of the compressed one."""
         return float(self.unfused_bytes.sum() / self.bytes.sum())
+
+
+@dataclass(frozen=True)
+class LayerTrial:
+    """What compressing one layer alone gives.
+
+    Attributes:
+        bytes: of the layer, over all requests.
+        attention_error2: (R,) as in ``Quality``.
+    """
+
+    bytes: float
+    attention_error2: FloatArray
 
 
 class QualitySession:
@@ -193,11 +206,16 @@ class QualitySession:
         received = None if self._received is None else self._received[index]
         return LayerCache(index, PagedLayer(k, v, table), index in self.layers, received)
 
-    def measure(self, method: Method) -> Quality:
+    def measure(self, method: Method | Mapping[int, Method]) -> Quality:
         """Compress the cache by a method, and compare with the original.
+
+        Args:
+            method: for all layers, or one per layer; layers that are not named stay as they are.
 
         Raises InputError where the method cannot be applied, or makes the model's logits infinite or NaN.
         """
+        methods = method if isinstance(method, Mapping) else dict.fromkeys(range(self.loaded.layers), method)
+        name = "the plan" if isinstance(method, Mapping) else method.name
         size = np.zeros(self.requests)
         unfused = np.zeros(self.requests)
         errors: list[list[FloatArray]] = [[], []]
@@ -206,7 +224,7 @@ class QualitySession:
         restored: list[tuple[Tensor, Tensor]] = []
         for index in range(self.loaded.layers):
             layer = self.layer(index)
-            result = compress(method, layer)
+            result = compress(methods.get(index, Method()), layer)
             size += result.bytes.cpu().numpy()
             row = 2 * self._k[index].shape[2] * self._k[index].shape[3] * self._k[index].element_size()
             unfused += np.array(self.lengths, dtype=np.float64) * row
@@ -226,12 +244,11 @@ class QualitySession:
             for rows, calls, reference in zip(self._batches, self._calls, self._reference, strict=True):
                 masks = {index: mask[rows, :, : self.lengths[rows[0]]] for index, mask in hidden.items()}
                 for position, index in enumerate(self.layers):
-                    k, v = self._rows(restored[index], rows)
-                    output = probe.replay(calls[index], k, v, masks.get(index)).double().flatten(1)
-                    expected = calls[index].output.double().flatten(1)
-                    error2 = (output - expected).square().sum(1) / expected.square().sum(1)
-                    attention[position, rows] = error2.cpu().numpy()
-                logits = self._run(rows, restored, masks, f"the cache after {method.name}")
+                    pair = self._rows(restored[index], rows)
+                    attention[position, rows] = self._attention_error2(
+                        probe, calls[index], pair, masks.get(index)
+                    )
+                logits = self._run(rows, restored, masks, f"the cache after {name}")
                 parts.append(divergence(reference, logits, self._ids[rows, 1:]))
         order = np.argsort([request for rows in self._batches for request in rows])
         kl, same, delta = (np.concatenate(column)[order] for column in zip(*parts, strict=True))
@@ -246,6 +263,32 @@ class QualitySession:
             unfused_bytes=unfused,
             fusions=fusions,
         )
+
+    def try_layer(self, index: int, method: Method) -> LayerTrial:
+        """Compress one layer alone, without running the model.
+
+        Args:
+            index: one of ``layers``.
+            method: what to do to it.
+        """
+        layer = self.layer(index)
+        result = compress(method, layer)
+        k, v = self._dense(result.k, result.v)
+        attention = np.zeros(self.requests)
+        with self._probe as probe:
+            for rows, calls in zip(self._batches, self._calls, strict=True):
+                mask = None if result.hidden is None else result.hidden[rows, :, : self.lengths[rows[0]]]
+                attention[rows] = self._attention_error2(probe, calls[index], self._rows((k, v), rows), mask)
+        return LayerTrial(float(result.bytes.sum()), attention)
+
+    def _attention_error2(
+        self, probe: AttentionProbe, call: AttentionCall, pair: tuple[Tensor, Tensor], hidden: Tensor | None
+    ) -> FloatArray:
+        """(rows,) squared relative error of the attention output over other keys and values."""
+        output = probe.replay(call, *pair, hidden).double().flatten(1)
+        expected = call.output.double().flatten(1)
+        error2: FloatArray = ((output - expected).square().sum(1) / expected.square().sum(1)).cpu().numpy()
+        return error2
 
     def _prefill(self, ids: list[tuple[int, ...]], chunk_tokens: int, progress: Progress | None) -> None:
         blocks = -(-max(self.lengths) // self.block_size)

@@ -10,6 +10,7 @@ import ratedist
 from ratedist.cli import (
     adapt,
     bench,
+    bench_kernels,
     bench_search,
     bench_theory,
     capture,
@@ -17,6 +18,7 @@ from ratedist.cli import (
     demo,
     generate,
     kernels,
+    plan,
     quality,
     serve,
     simulate,
@@ -55,6 +57,7 @@ app.command("capture")(capture.capture)
 app.command("kernels")(kernels.kernels)
 app.command("validate", cls=ManyValuesCommand)(validate.validate)
 app.command("quality", cls=ManyValuesCommand)(quality.quality)
+app.command("plan", cls=ManyValuesCommand)(plan.plan)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
 app.command("adapt", cls=ManyValuesCommand)(adapt.adapt)
@@ -64,3 +67,7 @@ app.add_typer(bench.app)
 app.command("curve", cls=ManyValuesCommand)(curve.curve)
 bench.app.command("theory")(bench_theory.theory)
 bench.app.command("search")(bench_search.search)
+bench.app.command("matching", cls=ManyValuesCommand)(bench_kernels.matching)
+bench.app.command("attention", cls=ManyValuesCommand)(bench_kernels.attention)
+bench.app.command("decode", cls=ManyValuesCommand)(bench_kernels.decode)
+bench.app.command("gpu")(bench_kernels.gpu)

@@ -1,0 +1,225 @@
+"""Plans: what they promise on a tiny model, their file, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import save_tiny_model
+
+from ratedist.errors import InputError, RatedistError
+from ratedist.validate.methods import Method
+from ratedist.validate.models import LoadedModel, load_model
+from ratedist.validate.planning.check import check_plan
+from ratedist.validate.planning.make import default_settings, make_plan, mean_with_band
+from ratedist.validate.planning.plan_file import CachePlan, read_plan, write_plan
+from ratedist.validate.prompts import Prompt, PromptSet
+from ratedist.validate.quality import QualitySession
+
+SETTINGS = default_settings(thresholds=(0.0, 0.5, 0.8, 0.95), criteria=("keys",), bits=(16, 4))
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    model = load_model(save_tiny_model(tmp_path_factory.mktemp("model"), "llama"), device="cpu")
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+    return model
+
+
+def make_session(loaded: LoadedModel, *, seed: int = 0, requests: int = 4) -> QualitySession:
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(1, 250, (20,), generator=torch.Generator().manual_seed(99)).tolist()
+    prompts = PromptSet(
+        "tiny",
+        tuple(
+            Prompt((*start, *torch.randint(1, 250, (51,), generator=generator).tolist()))
+            for _ in range(requests)
+        ),
+    )
+    return QualitySession(
+        loaded, prompts, continuation=6, layers=(0, 1, 2), block_size=4, store_dtype="float32", batch_size=4
+    )
+
+
+@pytest.fixture(scope="module")
+def session(loaded: LoadedModel) -> QualitySession:
+    return make_session(loaded)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 2e-2, 0.3])
+def test_the_plan_keeps_its_divergence_where_it_was_made(session: QualitySession, limit: float) -> None:
+    plan = make_plan(session, "max_kl", limit, settings=SETTINGS, command=["x"])
+    quality = session.measure(plan.settings)
+    assert quality.kl.mean() == pytest.approx(plan.predicted["kl"])
+    assert plan.predicted["kl"] <= limit
+    assert quality.compression == pytest.approx(plan.predicted["compression"])
+    assert plan.predicted["kl_low"] <= plan.predicted["kl"] <= plan.predicted["kl_high"]
+    # No allocation that the model of harm allows takes fewer bytes than its bound.
+    assert 1 / quality.compression >= plan.predicted["bytes_bound"] - 1e-9
+    assert set(plan.settings) == {0, 1, 2}
+    uniform = plan.predicted["uniform"]
+    assert uniform is not None
+    assert uniform["kl"] <= limit
+    assert Method(**uniform["setting"]) in SETTINGS
+    again = session.measure(dict.fromkeys((0, 1, 2), Method(**uniform["setting"])))
+    assert again.kl.mean() == pytest.approx(uniform["kl"])
+    assert again.compression == pytest.approx(uniform["compression"])
+
+
+def test_checking_measures_plan_and_uniform_on_other_requests(
+    session: QualitySession, loaded: LoadedModel
+) -> None:
+    plan = make_plan(session, "max_kl", 0.05, settings=SETTINGS)
+    other = make_session(loaded, seed=7)
+    checked = check_plan(plan, other)
+    quality = other.measure(plan.settings)
+    assert checked["kl_measured"] == pytest.approx(quality.kl.mean())
+    assert checked["compression_measured"] == pytest.approx(quality.compression)
+    within = plan.predicted["kl_low"] <= quality.kl.mean() <= plan.predicted["kl_high"]
+    assert checked["kl_within_band"] == within
+    single = other.measure(dict.fromkeys((0, 1, 2), Method(**plan.predicted["uniform"]["setting"])))
+    assert checked["uniform_kl_measured"] == pytest.approx(single.kl.mean())
+    assert checked["uniform_compression_measured"] == pytest.approx(single.compression)
+    without = dataclasses.replace(plan, predicted=plan.predicted | {"uniform": None})
+    assert check_plan(without, other)["uniform_kl_measured"] is None
+    with pytest.raises(InputError, match="plan again"):
+        check_plan(dataclasses.replace(plan, weights_hash="0"), other)
+
+
+def test_more_divergence_saves_more(session: QualitySession) -> None:
+    saved = [
+        make_plan(session, "max_kl", limit, settings=SETTINGS).predicted["compression"]
+        for limit in (1e-6, 2e-2, 5.0)
+    ]
+    assert saved == sorted(saved)
+    assert saved[0] < saved[-1]
+    steep, flat = (
+        make_plan(session, "slope", slope, settings=SETTINGS).predicted["kl"] for slope in (1e-5, 1e3)
+    )
+    assert steep < flat
+
+
+def test_saving_is_what_was_asked_for(session: QualitySession) -> None:
+    plan = make_plan(session, "min_saving", 0.5, settings=SETTINGS)
+    quality = session.measure(plan.settings)
+    assert 1 - 1 / quality.compression >= 0.5
+    assert plan.predicted["saving"] == pytest.approx(1 - 1 / quality.compression)
+    with pytest.raises(
+        InputError, match=r"min_saving = 0.999: is out of reach: the most that these settings"
+    ):
+        make_plan(session, "min_saving", 0.999, settings=SETTINGS)
+
+
+def test_a_layer_alone_is_the_layer_within_the_whole(session: QualitySession) -> None:
+    """Bytes and attention error of a trial are those that measuring the same single layer gives."""
+    method = Method("fusion", threshold=0.5)
+    trial = session.try_layer(1, method)
+    whole, nothing = session.measure({1: method}), session.measure({})
+    assert trial.attention_error2 == pytest.approx(whole.attention_error2[1], rel=1e-9)
+    assert whole.attention_error2[[0, 2]] == pytest.approx(0.0)
+    layer_bytes = nothing.bytes.sum() / 3
+    assert trial.bytes == pytest.approx(whole.bytes.sum() - 2 * layer_bytes)
+    assert nothing.kl.max() == 0
+
+
+def test_out_of_reach_says_what_the_best_is(session: QualitySession) -> None:
+    lossy = [Method("fusion", threshold=-1.0)]
+    with pytest.raises(
+        InputError, match=r"max_kl = 1e-09: is out of reach: the least that these settings do is"
+    ):
+        make_plan(session, "max_kl", 1e-9, settings=lossy)
+
+
+def test_the_band_covers_other_requests() -> None:
+    """Of 2,000 pairs of means of 12 draws, 90 % of the second ones within 4 standard errors of that share."""
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        first, second = random.normal(5.0, 1.0, (2, 12))
+        _, low, high = mean_with_band(first)
+        covered += low <= second.mean() <= high
+    assert abs(covered / 2000 - 0.9) < 4 * math.sqrt(0.9 * 0.1 / 2000)
+    assert mean_with_band(np.array([1.0])) == (1.0, 0.0, math.inf)
+
+
+def make_file_plan() -> CachePlan:
+    return CachePlan(
+        model="m",
+        weights_hash="ab" * 32,
+        layers=6,
+        block_size=16,
+        settings={2: Method("fusion", threshold=0.8), 3: Method("exact", coding="kivi", bits=4)},
+        goal={"max_kl": 0.02},
+        predicted={"kl": 0.019},
+    )
+
+
+def test_the_file_reads_back(tmp_path: Path) -> None:
+    plan, path = make_file_plan(), tmp_path / "plan.json"
+    write_plan(plan, path)
+    assert read_plan(path) == plan
+    with pytest.raises(InputError, match="exists already"):
+        write_plan(plan, path)
+    write_plan(dataclasses.replace(plan, layers=7), path, force=True)
+    assert read_plan(path).layers == 7
+
+
+def test_bad_files_are_named(tmp_path: Path, loaded: LoadedModel) -> None:
+    path = tmp_path / "plan.json"
+    with pytest.raises(InputError, match="no such file; make one with ratedist plan"):
+        read_plan(path)
+    data = json.loads(make_file_plan().to_json())
+    for change, message in (
+        ("nothing", "is not a plan"),
+        ("[]", "has schema 'list'"),
+        (data | {"schema": "ratedist/plan/9"}, "this version of ratedist reads 'ratedist/plan/1'"),
+        ({key: value for key, value in data.items() if key != "goal"}, "is damaged"),
+        (data | {"settings": {"x": {}}}, "is damaged"),
+        (data | {"settings": {"1": {"threshold": 7.0}}}, "is damaged"),
+    ):
+        path.write_text(change if isinstance(change, str) else json.dumps(change))
+        with pytest.raises(RatedistError, match=message):
+            read_plan(path)
+    with pytest.raises(InputError, match="plan again for this one"):
+        make_file_plan().check(loaded)
+    dataclasses.replace(make_file_plan(), weights_hash=loaded.weights_hash, layers=loaded.layers).check(
+        loaded
+    )
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "message"),
+    [
+        ("max_ppl", 1.0, "goal = 'max_ppl': must be one of max_kl"),
+        ("max_kl", 0.0, "max_kl = 0.0: must be positive"),
+        ("max_kl", math.nan, "max_kl = nan"),
+        ("min_saving", 1.0, "a share below 1"),
+    ],
+)
+def test_refuses(session: QualitySession, goal: str, value: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(session, goal, value, settings=SETTINGS)
+
+
+def test_settings_are_refused(session: QualitySession) -> None:
+    for bits, message in (((), "name at least one"), ((9,), "bits = 9: must be 16, or 1 to 8")):
+        with pytest.raises(InputError, match=message):
+            default_settings(bits=bits)
+    options: dict[str, Any] = {"thresholds": (0.5,), "criteria": ("keys", "both"), "bits": (16, 3)}
+    assert [(m.name, m.criterion) for m in default_settings(**options)] == [
+        ("exact", "keys"),
+        ("fusion", "keys"),
+        ("fusion", "both"),
+        ("exact+kivi3", "keys"),
+        ("fusion+kivi3", "keys"),
+        ("fusion+kivi3", "both"),
+    ]

@@ -1,0 +1,91 @@
+"""The plan: a small versioned JSON file with one setting per layer, for programs that fuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ratedist.errors import InputError, RatedistError
+from ratedist.records import write_atomic
+from ratedist.validate.methods import Method
+from ratedist.validate.models import LoadedModel
+
+__all__ = ["SCHEMA", "CachePlan", "read_plan", "write_plan"]
+
+SCHEMA = "ratedist/plan/1"
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What to do to each layer of one model's cache.
+
+    Attributes:
+        model: name of the model that it was made for.
+        weights_hash: of its weights.
+        layers: number of the model's layers.
+        block_size: tokens per block.
+        settings: method per layer; layers that are not named stay as they are.
+        goal: what was asked for, by name.
+        predicted: what is expected of unseen requests: ``compression`` of the whole cache, ``kl`` in nats
+            with ``kl_low`` and ``kl_high``, and what the best uniform setting would give.
+        provenance: what made it.
+    """
+
+    model: str
+    weights_hash: str
+    layers: int
+    block_size: int
+    settings: dict[int, Method]
+    goal: dict[str, float]
+    predicted: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, loaded: LoadedModel) -> None:
+        """Raise InputError where the plan was made for another model, or other weights of it."""
+        mine = (loaded.weights_hash, loaded.layers)
+        if mine != (self.weights_hash, self.layers):
+            raise InputError(
+                "plan",
+                f"made for {self.model!r} ({self.layers} layers, weights {self.weights_hash[:12]})",
+                f"the model is {loaded.name!r} ({loaded.layers} layers, weights {loaded.weights_hash[:12]}); "
+                "plan again for this one",
+            )
+
+    def to_json(self) -> str:
+        """The file's text."""
+        data = asdict(self) | {"settings": {str(n): asdict(m) for n, m in sorted(self.settings.items())}}
+        return json.dumps({"schema": SCHEMA, **data}, indent=1, allow_nan=False) + "\n"
+
+
+def write_plan(plan: CachePlan, path: Path, *, force: bool = False) -> None:
+    """Write a plan; raises InputError where ``path`` exists and ``force`` is false."""
+    if path.exists() and not force:
+        raise InputError("out", str(path), "exists already; choose another path or pass --force")
+    write_atomic(path, plan.to_json())
+
+
+def read_plan(path: Path) -> CachePlan:
+    """Read a plan.
+
+    Raises:
+        InputError: no such file.
+        RatedistError: it is no plan, or one of another version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("plan", str(path), "no such file; make one with ratedist plan") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RatedistError(f"{path} is not a plan: {error}") from error
+    found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+    if found != SCHEMA:
+        raise RatedistError(f"{path} has schema {found!r}; this version of ratedist reads {SCHEMA!r}")
+    values: Mapping[str, Any] = {key: value for key, value in data.items() if key != "schema"}
+    try:
+        settings = {int(layer): Method(**method) for layer, method in values["settings"].items()}
+        return CachePlan(**{**values, "settings": settings})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RatedistError(f"{path} is damaged ({error}); make it again with ratedist plan") from error
