@@ -34,7 +34,7 @@ FORMS: tuple[tuple[str, ...], ...] = (
 """Errors that laws are fitted in; all of them are shown."""
 
 ALL = "all"
-SPLITS = 5
+SPLITS = 20
 
 
 def link_cells(rows: Sequence[Row], requests: Sequence[int] | None = None) -> Cells:
