@@ -11,8 +11,24 @@ from typing import Any
 from ratedist.errors import InputError
 from ratedist.predictors import CRITERIA, PREDICTORS
 from ratedist.validate.compare import THRESHOLDS, Plan
+from ratedist.validate.methods import BASELINES, Method, fusion_methods
 
-__all__ = ["ALL", "SUITES", "Suite", "Task", "full_suite", "load_suite", "standard_suite", "suite_from_json"]
+__all__ = [
+    "ALL",
+    "PARTS",
+    "SUITES",
+    "QualityTask",
+    "Suite",
+    "Task",
+    "full_suite",
+    "load_suite",
+    "standard_suite",
+    "suite_from_json",
+]
+
+PARTS = ("prediction", "transfer", "quality")
+"""Parts that a suite may have: a workload's own predictions; predictions from another workload; and what
+fusion, beside its rivals at equal bytes, does to the model's output."""
 
 ALL = "all"
 """Stands for every workload in a task, and for every fused layer."""
@@ -66,6 +82,45 @@ class Task:
 
 
 @dataclass(frozen=True)
+class QualityTask:
+    """What fusion and its rivals do to the model's output, see ``ratedist quality``.
+
+    Attributes:
+        workloads: names, or ``("all",)`` for every workload there is.
+        requests: per workload.
+        tokens: of each prefix, whose cache is compressed.
+        continuation: tokens fed after it.
+        thresholds, variants, criteria: of fusion.
+        baselines: what stands beside fusion, as ``ratedist.validate.methods.fusion_methods`` names it; all
+            there are where empty.
+    """
+
+    workloads: tuple[str, ...] = (ALL,)
+    requests: int = 16
+    tokens: int = 384
+    continuation: int = 32
+    thresholds: tuple[float, ...] = (0.4, 0.6, 0.7, 0.8, 0.9)
+    variants: tuple[str, ...] = ("leader",)
+    criteria: tuple[str, ...] = ("keys", "both")
+    baselines: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("requests", 2), ("tokens", 1), ("continuation", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"quality.{name}", getattr(self, name), f"must be at least {least}")
+        if not self.workloads:
+            raise InputError("quality.workloads", [], "must name at least one")
+        self.methods()
+
+    def methods(self) -> list[Method]:
+        """Fusion and its rivals; raises InputError for names and thresholds that are not known."""
+        names = [*(self.baselines or BASELINES)]
+        if "fusion" not in names:
+            names.append("fusion")
+        return fusion_methods(names, self.thresholds, self.variants, self.criteria, "own-norm")
+
+
+@dataclass(frozen=True)
 class Suite:
     """What a validation covers, and how.
 
@@ -78,6 +133,7 @@ class Suite:
         model: Hugging Face id, folder or GGUF file to capture; the embedded model where None.
         tokens: per request, when capturing.
         capture_seed: of the prompts.
+        quality: what is done to the model's output is measured too, where there is this.
         noise_draws: pairs of drawings that the noise floor of a cell is estimated from; as many as there
             are seeds where that is more.
     """
@@ -94,6 +150,7 @@ class Suite:
     tokens: int = 384
     capture_seed: int = 0
     noise_draws: int = 4
+    quality: QualityTask | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -115,6 +172,30 @@ class Suite:
         for seed in self.seeds:
             self.plan(seed)  # checks the rest
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts that the suite has, of ``PARTS``."""
+        has = {
+            "prediction": any(not task.calibrate_on for task in self.tasks),
+            "transfer": any(task.calibrate_on for task in self.tasks),
+            "quality": self.quality is not None,
+        }
+        return tuple(part for part in PARTS if has[part])
+
+    def only(self, parts: Sequence[str]) -> Suite:
+        """The suite without its other parts; raises InputError for a part that it does not have."""
+        for part in parts:
+            if part not in self.parts:
+                raise InputError(
+                    "parts", part, f"is not in suite {self.name!r}; choose among {', '.join(self.parts)}"
+                )
+        tasks = tuple(
+            task for task in self.tasks if ("transfer" if task.calibrate_on else "prediction") in parts
+        )
+        if not tasks:
+            raise InputError("parts", list(parts), "quality alone is a command of its own: ratedist quality")
+        return replace(self, tasks=tasks, quality=self.quality if "quality" in parts else None)
+
     def plan(self, seed: int) -> Plan:
         """The comparison of one split."""
         return Plan(
@@ -135,16 +216,15 @@ class Suite:
         Raises InputError for a workload that is not known, naming what is.
         """
         named: set[str] = set()
-        for task in self.tasks:
-            for name in (*task.workloads, *task.calibrate_on):
-                if name == ALL:
-                    named.update(known)
-                elif name in known:
-                    named.add(name)
-                else:
-                    raise InputError(
-                        "tasks.workloads", name, f"unknown; choose all, or some of {', '.join(known)}"
-                    )
+        lists = [("tasks.workloads", (*task.workloads, *task.calibrate_on)) for task in self.tasks]
+        if self.quality is not None:
+            lists.append(("quality.workloads", self.quality.workloads))
+        for argument, names in lists:
+            for name in names:
+                if name != ALL and name not in known:
+                    raise InputError(argument, name, f"unknown; choose all, or some of {', '.join(known)}")
+            if argument == "tasks.workloads":
+                named.update(known if ALL in names else names)
         return tuple(name for name in known if name in named)
 
     def cells(
@@ -209,13 +289,13 @@ def standard_suite() -> Suite:
 
 
 def full_suite() -> Suite:
-    """The standard suite, and the transfer of predictions between all pairs of workloads.
+    """The standard suite, transfer between all pairs of workloads, and quality with its baselines.
 
     Transfer: 16 requests of one workload calibrate, 16 of another are measured, in three layers.
     """
     standard = standard_suite()
     transfer = Task((ALL,), ((16, 16),), 3, calibrate_on=(ALL,))
-    return replace(standard, name="full", tasks=(*standard.tasks, transfer))
+    return replace(standard, name="full", tasks=(*standard.tasks, transfer), quality=QualityTask())
 
 
 SUITES = {"standard": standard_suite, "full": full_suite}
@@ -258,6 +338,8 @@ def suite_from_json(data: Any, default_name: str = "suite") -> Suite:
         raise InputError("suite", sorted(data), f"has no tasks; for example {_EXAMPLE}")
     if not isinstance(data["tasks"], list):
         raise InputError("tasks", data["tasks"], f"must be a list of objects; for example {_EXAMPLE}")
+    if data.get("quality") is not None:
+        data = {**data, "quality": _quality(data["quality"])}
     values: dict[str, Any] = {"name": default_name, **data, "tasks": tuple(map(_task, data["tasks"]))}
     for name in ("name", "scale", "model"):
         if values.get(name) is not None:
@@ -305,6 +387,24 @@ def _task(data: Any) -> Task:
         layers,
         _list("tasks.calibrate_on", sources, str, "names"),
     )
+
+
+def _quality(data: Any) -> QualityTask:
+    if not isinstance(data, dict):
+        raise InputError("quality", data, "must be an object, {} for the defaults")
+    _check_fields("quality", data, [item.name for item in fields(QualityTask)])
+    values = dict(data)
+    for name in ("requests", "tokens", "continuation"):
+        if name in values:
+            _expect(f"quality.{name}", values[name], int, "a whole number")
+    if isinstance(values.get("workloads"), str):
+        values["workloads"] = [values["workloads"]]
+    for name in ("workloads", "variants", "criteria", "baselines"):
+        if name in values:
+            values[name] = _list(f"quality.{name}", values[name], str, "names")
+    if "thresholds" in values:
+        values["thresholds"] = _list("quality.thresholds", values["thresholds"], (int, float), "numbers")
+    return QualityTask(**values)
 
 
 def _layers(wanted: tuple[int, ...] | int | str, fused: Sequence[int]) -> Sequence[int]:

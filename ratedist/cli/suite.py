@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_suite", "time_left"]
 
+QUALITY = "quality"
+"""Subfolder of the part quality."""
+
 
 def run_suite(
     source: str,
@@ -27,6 +30,7 @@ def run_suite(
     out: Path | None,
     captures: Sequence[Path],
     workloads: Sequence[str],
+    parts: Sequence[str],
     model: str | None,
     jobs: int,
     judge: bool,
@@ -35,7 +39,7 @@ def run_suite(
 ) -> None:
     """Run a suite (or what is left of it), write its record and pictures, and say what came of it.
 
-    Exits with code 1 where ``judge`` is set and a goal is missed.
+    Exits with code 1 where ``judge`` is set and a goal is missed, or none can be judged.
 
     Raises InputError for arguments that do not fit each other or the suite.
     """
@@ -50,6 +54,13 @@ def run_suite(
         raise InputError("out", None, "name the suite's folder with --out; run again, it goes on there")
     if captures and model is not None:
         raise InputError("model", model, "is not needed with --capture, whose model it is; leave one out")
+    if parts:
+        suite = suite.only(parts)
+    if captures and suite.quality is not None:
+        others = " ".join(part for part in suite.parts if part != "quality")
+        raise InputError(
+            "capture", str(captures[0]), f"part quality runs the model itself; add --parts {others}"
+        )
     load_figures()
     if model is not None:
         suite = replace(suite, model=model)
@@ -60,7 +71,56 @@ def run_suite(
         opened = [capture for capture in opened if capture.manifest.workload in chosen]
     else:
         opened = _captures(suite, out, workloads)
-    _compute(suite, opened, out, jobs=jobs, judge=judge, force=force, json=json)
+    met = _compute(suite, opened, out, jobs=jobs, force=force, json=json)
+    if suite.quality is not None:
+        _measure_quality(suite, [capture.manifest.workload for capture in opened], out, quiet=json)
+    if judge and met is not True:
+        if met is None:
+            messages().print("nothing to judge: no predictor chosen, or no split with goals", highlight=False)
+        raise typer.Exit(1)
+
+
+def _measure_quality(suite: Suite, workloads: Sequence[str], out: Path, *, quiet: bool) -> None:
+    """The part quality: its own record, cells and picture below ``out``; it goes on where it stopped."""
+    from ratedist.figures.quality import save_quality_figure
+    from ratedist.records import write_record
+    from ratedist.validate.models import load_model
+    from ratedist.validate.quality_run import QualityPlan, run_quality
+    from ratedist.validate.suite import ALL
+    from ratedist.validate.workloads import build_prompts
+
+    task = suite.quality
+    assert task is not None
+    loaded = load_model(suite.model)
+    sets = [
+        build_prompts(
+            name,
+            loaded.tokenizer,
+            requests=task.requests,
+            tokens=task.tokens + task.continuation + 1,
+            seed=suite.capture_seed,
+        )
+        for name in workloads
+        if ALL in task.workloads or name in task.workloads
+    ]
+    if not sets:
+        raise InputError("quality.workloads", list(task.workloads), f"none of them among {list(workloads)}")
+    folder = out / QUALITY
+    with time_left("measuring output") as progress:
+        record = run_quality(
+            loaded,
+            sets,
+            QualityPlan(methods=tuple(task.methods()), continuation=task.continuation),
+            cells=folder / "cells",
+            progress=lambda done, whole, name: progress(done / whole, name),
+        )
+    write_record(record, folder / "quality.json", force=True)
+    save_quality_figure(record, folder)
+    if not quiet:
+        for entry in record.summary:
+            if entry["kind"] == "verdict":
+                print(entry["text"])
+        print(folder / "quality.json")
 
 
 def _captures(suite: Suite, out: Path, workloads: Sequence[str]) -> list[Capture]:
@@ -89,8 +149,9 @@ def _captures(suite: Suite, out: Path, workloads: Sequence[str]) -> list[Capture
 
 
 def _compute(
-    suite: Suite, captures: Sequence[Capture], out: Path, *, jobs: int, judge: bool, force: bool, json: bool
-) -> None:
+    suite: Suite, captures: Sequence[Capture], out: Path, *, jobs: int, force: bool, json: bool
+) -> bool | None:
+    """Run what is left of the cells, write and show the record; whether goals are met, None without any."""
     from ratedist.figures.suite import save_suite_figures
     from ratedist.suite_record import write_suite_record
     from ratedist.validate.suite_folder import RECORD, SuiteFolder
@@ -113,12 +174,8 @@ def _compute(
         print_suite(record)
         for path in (out / RECORD, *pictures):
             print(path)
-    if judge:
-        judged = [goal["met"] for goal in record.goals if goal["chosen"]]
-        if not judged:
-            messages().print("nothing to judge: no predictor chosen, or no split with goals", highlight=False)
-        if not judged or not all(judged):
-            raise typer.Exit(1)
+    judged = [bool(goal["met"]) for goal in record.goals if goal["chosen"]]
+    return all(judged) if judged else None
 
 
 def _choose(there: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:

@@ -65,7 +65,8 @@ def validate(
     suite: Annotated[
         str | None,
         typer.Option(
-            "--suite", help="Run the protocol instead: standard, or a JSON file; captures what it needs."
+            "--suite",
+            help="Run the protocol instead: standard, full, or a JSON file; captures what it needs.",
         ),
     ] = None,
     workloads: Annotated[
@@ -76,6 +77,10 @@ def validate(
         typer.Option(
             "--model", help="With --suite: id, folder or GGUF file to capture. [default: the embedded model]"
         ),
+    ] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--parts", help="With --suite: only these: prediction, transfer, quality."),
     ] = None,
     judge: Annotated[
         bool, typer.Option("--judge", help="With --suite: exit with 1 where a goal is missed.")
@@ -118,6 +123,7 @@ def validate(
             out=out,
             captures=capture or [],
             workloads=workloads or [],
+            parts=parts or [],
             model=model,
             jobs=jobs,
             judge=judge,
@@ -125,7 +131,7 @@ def validate(
             json=json,
         )
         return
-    for option, given in (("workloads", workloads), ("model", model), ("judge", judge)):
+    for option, given in (("workloads", workloads), ("parts", parts), ("model", model), ("judge", judge)):
         if given:
             raise InputError(option, given, "goes with --suite")
     if not capture:

@@ -9,7 +9,15 @@ import pytest
 
 from ratedist.errors import InputError
 from ratedist.predictors import PREDICTORS
-from ratedist.validate.suite import Suite, Task, full_suite, load_suite, standard_suite, suite_from_json
+from ratedist.validate.suite import (
+    QualityTask,
+    Suite,
+    Task,
+    full_suite,
+    load_suite,
+    standard_suite,
+    suite_from_json,
+)
 from ratedist.validate.workloads import WORKLOADS
 
 TASK = {"workloads": ["documents"], "splits": [[16, 16]]}
@@ -87,6 +95,30 @@ def test_a_task_may_calibrate_on_other_workloads() -> None:
         suite.workloads(("a", "b"))
 
 
+def test_parts_can_be_left_out() -> None:
+    full = full_suite()
+    assert full.parts == ("prediction", "transfer", "quality")
+    assert standard_suite().parts == ("prediction",)
+    assert full.only(["prediction"]).tasks == standard_suite().tasks
+    assert full.only(["prediction"]).quality is None
+    assert [bool(task.calibrate_on) for task in full.only(["transfer", "quality"]).tasks] == [True]
+    with pytest.raises(
+        InputError, match="parts = 'transfer': is not in suite 'standard'; choose among prediction"
+    ):
+        standard_suite().only(["transfer"])
+    with pytest.raises(InputError, match="quality alone is a command of its own: ratedist quality"):
+        full.only(["quality"])
+
+
+def test_quality_names_its_methods() -> None:
+    methods = {method.name for method in QualityTask(baselines=("kivi4",)).methods()}
+    assert methods == {"kivi4", "fusion"}
+    assert {"exact", "kivi4", "int8", "nothing"} <= {method.name for method in full_suite().quality.methods()}
+    suite = Suite("s", (Task(("a",), ((2, 2),)),), quality=QualityTask(("b",)))
+    with pytest.raises(InputError, match=r"quality.workloads = 'b': unknown; choose all, or some of a"):
+        suite.workloads(("a",))
+
+
 def test_full_is_standard_and_the_transfer_between_all_workloads() -> None:
     full, standard, names = full_suite(), standard_suite(), tuple(WORKLOADS)
     for name in names:
@@ -162,6 +194,12 @@ def test_a_file_gives_the_suite_that_was_written(tmp_path: Path) -> None:
         ),
         ({"tasks": [TASK], "scale": 3}, "scale = 3: must be text"),
         ({"tasks": [TASK], "tokens": True}, "tokens = True: must be a whole number"),
+        ({"tasks": [TASK], "quality": 3}, r"quality = 3: must be an object, \{\} for the defaults"),
+        ({"tasks": [TASK], "quality": {"token": 3}}, "quality = 'token': unknown; choose among workloads"),
+        ({"tasks": [TASK], "quality": {"requests": 1}}, "quality.requests = 1: must be at least 2"),
+        ({"tasks": [TASK], "quality": {"tokens": "x"}}, "quality.tokens = 'x': must be a whole number"),
+        ({"tasks": [TASK], "quality": {"baselines": ["gzip"]}}, "gzip"),
+        ({"tasks": [TASK], "quality": {"thresholds": [2]}}, r"threshold = 2.*\[-1, 1\]"),
         ({"tasks": [TASK], "noise_draws": 0}, "noise_draws = 0: must be at least 1"),
     ],
 )

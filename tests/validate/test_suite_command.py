@@ -124,6 +124,14 @@ def test_judging_needs_goals_that_are_met(run, make_capture, mine: Path, tmp_pat
             ["--suite", "MINE", "--out", "o", "--capture", "CAPTURE", "--jobs", "0"],
             "jobs = 0: must be at least 1",
         ),
+        (
+            ["--suite", "MINE", "--out", "o", "--capture", "CAPTURE", "--parts", "quality"],
+            "parts = 'quality': is not in suite 'mine'; choose among prediction",
+        ),
+        (
+            ["--suite", "full", "--out", "o", "--capture", "CAPTURE"],
+            "part quality runs the model itself; add --parts prediction transfer",
+        ),
         (["--suite", "MINE", "--out", "o", "--model", "no/such/model"], "model = 'no/such/model'"),
         (["--capture", "CAPTURE", "--judge"], "judge = True: goes with --suite"),
         (["--capture", "CAPTURE", "--workloads", "one"], "workloads = ['one']: goes with --suite"),
@@ -146,6 +154,7 @@ def test_a_suite_captures_what_it_needs(run, tmp_path: Path, monkeypatch) -> Non
     """A random model; the captures are used again by the next run, also with --force."""
     from tiny_models import save_tiny_model
 
+    # The tiny model has three layers, which leaves one to fuse.
     monkeypatch.setattr("ratedist.validate.compare.ALONE_AT_EACH_END", 1)
     model = save_tiny_model(tmp_path / "model")
     suite = tmp_path / "s.json"
@@ -157,18 +166,34 @@ def test_a_suite_captures_what_it_needs(run, tmp_path: Path, monkeypatch) -> Non
                 "seeds": [0],
                 "thresholds": [0.8],
                 "predictors": ["gaussian"],
+                "quality": {
+                    "workloads": ["templates"],
+                    "requests": 2,
+                    "tokens": 64,
+                    "continuation": 4,
+                    "thresholds": [0.8],
+                    "criteria": ["keys"],
+                    "baselines": ["kivi4"],
+                },
             }
         )
     )
     out = tmp_path / "out"
-    code, _, err = run("--suite", suite, "--model", model, "--out", out)
+    code, shown, err = run("--suite", suite, "--model", model, "--out", out)
     assert code == 0, err
     assert "capturing: 100%" in err
     made = {path: path.stat().st_mtime_ns for path in (out / "captures").rglob("*") if path.is_file()}
     assert {path.parent.name for path in made} == {"templates", "documents"}
     assert {row["requests"] for row in read_suite_record(out / "suite.json").rows} == {2}
-    code, _, err = run("--suite", suite, "--model", model, "--out", out, "--force")
+    quality = json.loads((out / "quality" / "quality.json").read_text())
+    assert {(row["workload"], row["method"]) for row in quality["rows"]} == {
+        ("templates", "fusion"),
+        ("templates", "kivi4"),
+    }
+    assert str(out / "quality" / "quality.json") in shown
+    code, _, err = run("--suite", suite, "--model", model, "--out", out, "--force", "--parts", "prediction")
     assert code == 0, err
+    assert "measuring output" not in err
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
