@@ -8,6 +8,7 @@ method is charged for all that it keeps beside the data.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,10 +147,10 @@ def parse_method(name: str) -> Method:
 
 
 def fusion_methods(
-    names: list[str],
-    thresholds: list[float],
-    variants: list[str],
-    criteria: list[str],
+    names: Sequence[str],
+    thresholds: Sequence[float],
+    variants: Sequence[str],
+    criteria: Sequence[str],
     scale: str = "own-norm",
 ) -> list[Method]:
     """Methods of these names, those with fusion once for every variant, criterion and threshold.
