@@ -30,7 +30,7 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
             "--no-deps",
             "--wheel-dir",
             str(tmp_path),
-            str(ROOT),
+            str(source),
         ],
         check=True,
         capture_output=True,
