@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ratedist.errors import InputError
 from ratedist.kernels.fuse import CRITERIA, SCALES, VARIANTS
 from ratedist.kernels.layout import BlockTable
-from ratedist.predictors import PairSample, Prediction, predictor_class
+from ratedist.predictors import PairSample, Prediction, held_out_errors, predictor_class
 from ratedist.rate import CacheShape, cache_rate
 from ratedist.records import Record, provenance
 from ratedist.validate.calibrate import pair_sample
@@ -58,7 +58,8 @@ class Plan:
         thresholds: each within [-1, 1].
         variants, criteria: every pair of them is compared.
         scale: rule by which members are read back.
-        predictors: names of predictors.
+        predictors: names of predictors; of several, one is chosen by its errors within the calibration
+            requests (``ratedist.predictors.held_out_errors``), all layers and workloads together.
         layers: layers to fuse; all captured ones but the model's first and last two where None.
         seed: of the random split.
     """
@@ -171,7 +172,8 @@ def compare(
 
     Returns:
         A record of schema ``SCHEMA``: a row for every workload, layer, variant, criterion, threshold and
-        predictor, none dropped, and the summary of ``ratedist.validate.summary``. Beside the compression
+        predictor, none dropped, and the summary of ``ratedist.validate.summary``; the ends of a predicted
+        band are None for predictors that give none. Beside the compression
         of the row's layer, ``cache_compression_*`` is that of the whole cache with all layers of the plan
         fused like this, table entries, scales and layers left alone counted (the same in every layer's row).
 
@@ -217,19 +219,23 @@ def compare(
             ],
         ),
         rows=rows,
-        summary=summarise(rows),
+        summary=summarise(rows, _held_out(cells.values(), plan)),
     )
 
 
 @dataclass(frozen=True)
 class LayerCell:
-    """One layer under one variant and criterion: measurements by threshold, predictions by predictor."""
+    """One layer under one variant and criterion: measurements by threshold, predictions by predictor.
+
+    ``held_out`` are the predictors' errors within the calibration requests, where they were asked for.
+    """
 
     layer: int
     variant: str
     criterion: str
     measured: list[Measurement]
     predicted: dict[str, Prediction]
+    held_out: dict[str, FloatArray] = field(default_factory=dict)
 
 
 def _compare_layer(
@@ -251,7 +257,38 @@ def _compare_layer(
             )
         )
 
-    return compare_layer(sample, held_out.table, layer, plan, fuse_held_out)
+    return [
+        replace(cell, held_out=_errors_within(sample, plan, cell.variant, cell.criterion))
+        for cell in compare_layer(sample, held_out.table, layer, plan, fuse_held_out)
+    ]
+
+
+def _errors_within(sample: PairSample, plan: Plan, variant: str, criterion: str) -> dict[str, FloatArray]:
+    """Errors of every predictor within the calibration requests; none where these are too few to split."""
+    requests = np.unique(np.stack([sample.domain, sample.request]), axis=1)[0]
+    if len(plan.predictors) == 1 or np.unique(requests, return_counts=True)[1].max() < 4:
+        return {}
+    found = held_out_errors(
+        sample,
+        plan.thresholds,
+        variant=variant,
+        criterion=criterion,
+        scale=plan.scale,
+        predictors=plan.predictors,
+        splits=1,
+        seed=plan.seed,
+    )
+    return {error.predictor: error.errors for error in found}
+
+
+def _held_out(workloads: Iterable[list[LayerCell]], plan: Plan) -> dict[str, float | None]:
+    """Mean of those errors over all that was compared, None where there are none."""
+    means: dict[str, float | None] = {}
+    cells = [cell for cells in workloads for cell in cells]
+    for name in plan.predictors:
+        errors = [cell.held_out[name] for cell in cells if name in cell.held_out]
+        means[name] = float(np.mean(np.concatenate(errors))) if any(e.size for e in errors) else None
+    return means
 
 
 def compare_layer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ratedist.errors import InputError
 from ratedist.predictors.accumulation import AccumulationPredictor
 from ratedist.predictors.base import VARIANTS, Prediction, Predictor
+from ratedist.predictors.choose import HeldOutError, best_of, choose_predictor, held_out_errors
 from ratedist.predictors.empirical import EmpiricalPredictor
 from ratedist.predictors.gaussian import GaussianPredictor
 from ratedist.predictors.heterogeneous import HeterogeneousPredictor
@@ -23,12 +24,16 @@ __all__ = [
     "AccumulationPredictor",
     "EmpiricalPredictor",
     "GaussianPredictor",
+    "HeldOutError",
     "HeterogeneousPredictor",
     "PairSample",
     "ParetoTailPredictor",
     "PositionMarkedPredictor",
     "Prediction",
     "Predictor",
+    "best_of",
+    "choose_predictor",
+    "held_out_errors",
     "predictor_class",
 ]
 

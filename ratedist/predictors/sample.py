@@ -102,6 +102,32 @@ class PairSample:
             domain=np.zeros_like(owner) if domain is None else np.asarray(domain, np.int64),
         )
 
+    def of_requests(self, requests: ArrayLike) -> PairSample:
+        """The part of the sample that stands in these requests; raises InputError as a sample of its own."""
+        kept = np.flatnonzero(np.isin(self.request, np.asarray(requests)))
+        block = np.ix_(kept, kept)
+        return PairSample(
+            s_k=self.s_k[block],
+            s_v=self.s_v[block],
+            request=self.request[kept],
+            position=self.position[kept],
+            k_norm=self.k_norm[kept],
+            v_norm=self.v_norm[kept],
+            duplicate=self.duplicate[kept],
+            domain=self.domain[kept],
+        )
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of blocks that may share: what a calibration looks at, each pair once."""
+        return int(self.comparable.sum()) // 2
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the sample holds."""
+        arrays = (self.s_k, self.s_v, self.request, self.position, self.k_norm, self.v_norm)
+        return sum(array.nbytes for array in (*arrays, self.duplicate, self.domain))
+
     @cached_property
     def comparable(self) -> BoolArray:
         """(N, N): pairs that may share: blocks of different requests of one domain."""

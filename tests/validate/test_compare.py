@@ -81,16 +81,20 @@ def test_record_has_every_row_with_every_field(make_capture) -> None:
         make_capture("one"),
         make_capture("two", seed=1, lengths=(70, 64, 50, 48, 64, 64, 49, 80, 64)),
     ]
-    plan = Plan(variants=("leader", "tree"), criteria=("keys", "both"), seed=4)
+    names = ("gaussian", "position-marked", "accumulation")
+    plan = Plan(variants=("leader", "tree"), criteria=("keys", "both"), predictors=names, seed=4)
     steps: list[tuple[int, int, str]] = []
     record = compare(captures, plan, progress=lambda *step: steps.append(step), command=["a", "command"])
     assert record.schema == SCHEMA
-    assert len(record.rows) == 2 * 2 * 2 * 2 * len(THRESHOLDS) * 2
+    assert len(record.rows) == 2 * 2 * 2 * 2 * len(THRESHOLDS) * 3
     assert all(set(ROW_FIELDS) <= set(row) for row in record.rows)
     keys = [tuple(row[f] for f in ROW_FIELDS[:8]) for row in record.rows]
     assert len(set(keys)) == len(keys)
     json.loads(record.to_json())
-    assert record.summary == summarise(record.rows)
+    held_out = {e["predictor"]: e["held_out_error"] for e in record.summary if e["workload"] == "all"}
+    assert set(held_out) == set(plan.predictors)
+    assert record.summary == summarise(record.rows, held_out)
+    assert sum(e.get("chosen", False) for e in record.summary) == 1
     assert record.provenance["command"] == ["a", "command"]
     assert steps == [
         (1, 4, "one, layer 2"),
@@ -99,6 +103,11 @@ def test_record_has_every_row_with_every_field(make_capture) -> None:
         (4, 4, "two, layer 3"),
     ]
     for row in record.rows:
+        banded = row["compression_predicted_low"] is not None
+        assert banded == (row["predictor"] == "accumulation")
+        if banded:
+            assert row["compression_predicted_low"] <= row["compression_predicted"] + 1e-9
+            assert row["compression_predicted"] <= row["compression_predicted_high"] + 1e-9
         assert row["mode"] == "bff"
         assert row["compression_measured"] == row["blocks"] / row["kept_measured"]
         assert row["compression_predicted"] == pytest.approx(row["blocks"] / row["kept_predicted"])

@@ -58,8 +58,30 @@ def test_no_row_in_range_gives_none() -> None:
             "median_abs_log_ratio": None,
             "p90_abs_log_ratio": None,
             "rows": 0,
+            "band_coverage": None,
         }
     assert summarise([]) == []
+
+
+def test_coverage_counts_rows_in_range_that_have_a_band() -> None:
+    def banded(measured: float, low: float | None, high: float | None, predictor: str = "x"):
+        band = {"compression_predicted_low": low, "compression_predicted_high": high}
+        return row("a", predictor, measured, 2.0, **band)
+
+    rows = [banded(2.0, 1.5, 2.5), banded(2.0, 2.0, 2.5), banded(2.0, 2.1, 2.5), banded(3.0, 1.5, 2.9)]
+    rows += [banded(1.0, 1.5, 2.0), banded(2.0, None, None), banded(2.0, None, None, predictor="y")]
+    coverage = {entry["predictor"]: entry["band_coverage"] for entry in summarise(rows)}
+    assert coverage == {"x": 0.5, "y": None}
+
+
+def test_the_smallest_held_out_error_is_chosen_whatever_is_measured() -> None:
+    rows = [row("a", "x", 2.0, 2.0), row("a", "y", 2.0, 9.0), row("a", "z", 2.0, 3.0)]
+    entries = summarise(rows, {"x": 0.3, "y": 0.1, "z": None})
+    assert [("chosen" in e, e["workload"]) for e in entries] == [(False, "a")] * 3 + [(True, "all")] * 3
+    assert {e["predictor"]: e["chosen"] for e in entries[3:]} == {"x": False, "y": True, "z": False}
+    assert {e["predictor"]: e["held_out_error"] for e in entries[3:]} == {"x": 0.3, "y": 0.1, "z": None}
+    assert not any(entry["chosen"] for entry in summarise(rows, {"x": None})[3:])
+    assert all("chosen" not in entry for entry in summarise(rows))
 
 
 def test_table_sums_blocks_and_squares_of_errors() -> None:
