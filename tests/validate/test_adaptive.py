@@ -50,7 +50,10 @@ def test_realised_error_is_that_of_the_restored_blocks() -> None:
         )
         v = k.flip(-1) + 0.2 * mean
         request = cache.admit(k, v)
+        # What a fork reads is turned with it, and is no error of this request.
+        fork = cache.fork(request)
         done, _ = fusion.fuse(request)
+        cache.release(fork)
         absorbed += len(done.absorbed)
         layer = cache.layer([request])
         full = len(k) // BLOCK

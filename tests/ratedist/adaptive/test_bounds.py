@@ -72,3 +72,16 @@ def test_nothing_is_bounded_by_two_requests() -> None:
         for bound in (student_upper, bernstein_upper):
             assert np.isinf(bound(curve, np.ones(2), window=10, confidence=0.9)).all()
         curve.update(np.zeros(2))
+
+
+def test_bernstein_by_hand() -> None:
+    """``bernstein_upper`` on 0, ½, 1, which have mean ½ and variance ¼; ln(4/0.04) = ln 100."""
+    curve = ForgettingCurve([0.5, 1.0], 1e12)
+    for error in (0.0, 0.5, 1.0):
+        curve.update(np.full(2, error))
+    nats = np.log(100.0)
+    past = 0.5 + np.sqrt(2 * 0.25 * nats / 3) + 7 * 2.0 * nats / 6
+    ahead = np.sqrt(2 * 0.25 * nats / 8) + 2.0 * nats / 24
+    upper = bernstein_upper(curve, np.array([2.0, 0.0]), window=8, confidence=0.96)
+    assert upper[0] == pytest.approx(past + ahead, rel=1e-4)
+    assert upper[1] == pytest.approx(0.5 + np.sqrt(nats / 6) + np.sqrt(nats / 16), rel=1e-4)

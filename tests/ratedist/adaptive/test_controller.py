@@ -142,10 +142,12 @@ def test_state_goes_on_where_it_stopped() -> None:
     """``AdaptiveThreshold.from_json`` of ``to_json``, in the middle of a stream."""
     requests = list(STREAMS["A-B-A"](np.random.default_rng(0)))[300:500]
     for driver in ("integral", "bound"):
-        policy = AdaptiveThreshold(TARGET, ceiling=CEILING, driver=driver, memory=100, alarm_rate=1e-3)
+        policy = AdaptiveThreshold(0.1, ceiling=CEILING, driver=driver, memory=1000, alarm_rate=1e-3)
         for step, (scores, errors) in enumerate(requests):
             if step == 90:
+                assert policy.threshold < 1
                 again = AdaptiveThreshold.from_json(policy.to_json())
+                assert again.threshold == policy.threshold
             for one in (policy,) if step < 90 else (policy, again):
                 shared = float(np.where(scores > one.threshold, errors, 0.0).mean())
                 one.update(Observation(scores, errors, shared))
