@@ -204,8 +204,10 @@ def test_documents_in_order_share_all_but_the_question_within_a_topic() -> None:
             assert len(prefix(a, b)) >= min(len(a.rstrip()), len(b.rstrip()))
         else:
             assert len(prefix(a, b)) < 100, "only the instruction"
-    sizes = sorted(sum(context.startswith(topic) for context, _, _ in cut) for topic in topics)
-    assert sizes[-1] >= 5, "one topic is asked about most"
+    # Of 100 requests 37 on the most popular of 8 topics are expected (standard error 4.8); if all topics were
+    # asked about alike, 12.5.
+    starts = [text[:300] for text in words("documents-in-order", requests=100)]
+    assert 22 <= max(map(starts.count, starts)) <= 52
 
 
 def test_popular_falls_as_one_over_rank() -> None:
@@ -374,9 +376,10 @@ def test_mixture_keeps_its_weights() -> None:
     assert abs(shares["system-prompt"] - 0.3) < 0.13
     assert abs(shares["conversation"] - 0.2) < 0.12
     assert abs(shares["documents"] - 0.2) < 0.12
-    own = words("mixture:system-prompt=3, conversation = 1", requests=80)
+    own = words("mixture:system-prompt=3, conversation = 1", requests=200)
     assert {text[:10] for text in own} == {"System: Yo", "A conversa"}
-    assert 45 <= sum(text.startswith("System") for text in own) <= 72
+    # 150 of 200 are expected, with a standard error of 6.1.
+    assert 126 <= sum(text.startswith("System") for text in own) <= 174
 
 
 def test_equal_mixtures_are_equal() -> None:
