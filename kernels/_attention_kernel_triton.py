@@ -47,11 +47,29 @@ def _within(x: tl.tensor, FLOAT16: tl.constexpr) -> tl.tensor:
     return x
 
 
-@kernel("q", "k_pool", "v_pool", "k_mean_pool", "v_mean_pool", "out", "partial", "cosine", "sine")
+@triton.jit
+def _unpacked(codes: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
+    """(BLOCK_N, BLOCK_D) float32 codes; two to a byte, the lower half first, where there are 4 bits."""
+    if BITS == 4:
+        codes = tl.join(codes & 15, codes >> 4).reshape([codes.shape[0], 2 * codes.shape[1]])
+    return codes.to(tl.float32)
+
+
+@kernel(
+    *("q", "k_pool", "v_pool", "k_mean_pool", "v_mean_pool", "out", "partial", "cosine", "sine"),
+    *("k_tail_pool", "v_tail_pool", "k_low", "k_step"),
+)
 def attention_kernel(
     q: tl.tensor,  # (queries, kv_heads * group, head_dim), dense in head_dim
-    k_pool: tl.tensor,  # (blocks, block_size, kv_heads, head_dim), dense in head_dim
+    # (blocks, block_size, kv_heads, head_dim), dense in head_dim; with BITS, rows of codes
+    k_pool: tl.tensor,
     v_pool: tl.tensor,  # as k_pool, with its own strides
+    k_low: tl.tensor,  # (coded_blocks, kv_heads, head_dim) float16, dense
+    k_step: tl.tensor,  # as k_low
+    v_low: tl.tensor,  # (coded_blocks, block_size, kv_heads) float16, dense
+    v_step: tl.tensor,  # as v_low
+    k_tail_pool: tl.tensor,  # (tails, block_size, kv_heads, head_dim), dense
+    v_tail_pool: tl.tensor,  # as k_tail_pool
     k_scale: tl.tensor,  # (requests, max_blocks) float32
     v_scale: tl.tensor,  # (requests, max_blocks) float32
     table: tl.tensor,  # (requests, max_blocks) int32
@@ -89,7 +107,11 @@ def attention_kernel(
     table_stride: tl.int64,
     scale_request_stride: tl.int64,
     scale_block_stride: tl.int64,
+    coded_blocks: tl.int64,
+    row_units: tl.int32,
     UNIT: tl.constexpr,
+    POOL_UNIT: tl.constexpr,
+    BITS: tl.constexpr,
     UPCAST: tl.constexpr,
     FLOAT16: tl.constexpr,
     READING: tl.constexpr,
@@ -116,6 +138,7 @@ def attention_kernel(
     out_row = (before + row // group) * (kv_heads * group) + head  # of (queries, query_heads)
     scalar = tl.arange(0, BLOCK_D)
     in_head = scalar < head_dim
+    byte = tl.arange(0, BLOCK_D // 2 if BITS == 4 else BLOCK_D)
     in_query = in_rows[:, None] & in_head[None, :]
     q_at = ((before + row // group) * q_row_units + head * q_head_units) * UNIT
     query = tl.load(q + q_at[:, None] + scalar[None, :], mask=in_query, other=0.0)
@@ -148,8 +171,23 @@ def attention_kernel(
         of_key = tl.load(k_scale + scale_at, mask=exists, other=0.0)
         of_value = tl.load(v_scale + scale_at, mask=exists, other=0.0)
 
-        k_at = (physical * k_block_units + slot * k_token_units + kv_head * k_head_units) * UNIT
-        key = tl.load(k_pool + k_at[:, None] + scalar[None, :], mask=inside, other=0.0)
+        k_at = (physical * k_block_units + slot * k_token_units + kv_head * k_head_units) * POOL_UNIT
+        if BITS == 0:
+            key = tl.load(k_pool + k_at[:, None] + scalar[None, :], mask=inside, other=0.0)
+        else:
+            coded = exists & (physical < coded_blocks)
+            in_codes = coded[:, None] & (byte < row_units * POOL_UNIT)[None, :]
+            dequantised = coded[:, None] & in_head[None, :]
+            codes = tl.load(k_pool + k_at[:, None] + byte[None, :], mask=in_codes, other=0)
+            at = ((physical * kv_heads + kv_head) * head_units * UNIT)[:, None] + scalar[None, :]
+            low = tl.load(k_low + at, mask=dequantised, other=0.0).to(tl.float32)
+            step = tl.load(k_step + at, mask=dequantised, other=0.0).to(tl.float32)
+            # What is not among the codes stands in the tail; each of the two is 0 where the other is read.
+            tail_token = ((physical - coded_blocks) * block_size + slot) * kv_heads + kv_head
+            tail_at = (tail_token * head_units * UNIT)[:, None] + scalar[None, :]
+            in_tail = inside & (physical >= coded_blocks)[:, None]
+            tail = tl.load(k_tail_pool + tail_at, mask=in_tail, other=0.0).to(tl.float32)
+            key = low + step * _unpacked(codes, BITS) + tail
         if READING:
             turn_of = tl.load(turn + table_at, mask=exists, other=0)
             add = tl.load(mean_add + table_at, mask=exists, other=-1).to(tl.int64)
@@ -192,10 +230,18 @@ def attention_kernel(
         greatest = higher
         total = total * faded + tl.sum(weight, axis=1)
 
-        v_at = (physical * v_block_units + slot * v_token_units + kv_head * v_head_units) * UNIT
-        value = tl.load(v_pool + v_at[:, None] + scalar[None, :], mask=inside, other=0.0)
-        if UPCAST:
-            value = value.to(tl.float32)
+        v_at = (physical * v_block_units + slot * v_token_units + kv_head * v_head_units) * POOL_UNIT
+        if BITS == 0:
+            value = tl.load(v_pool + v_at[:, None] + scalar[None, :], mask=inside, other=0.0)
+            if UPCAST:
+                value = value.to(tl.float32)
+        else:
+            codes = tl.load(v_pool + v_at[:, None] + byte[None, :], mask=in_codes, other=0)
+            at = (physical * block_size + slot) * kv_heads + kv_head
+            low = tl.load(v_low + at, mask=coded, other=0.0).to(tl.float32)
+            step = tl.load(v_step + at, mask=coded, other=0.0).to(tl.float32)
+            tail = tl.load(v_tail_pool + tail_at, mask=in_tail, other=0.0).to(tl.float32)
+            value = low[:, None] + step[:, None] * _unpacked(codes, BITS) + tail
         if not READING:
             weight = weight * of_value[None, :]
             if FLOAT16:
@@ -211,11 +257,11 @@ def attention_kernel(
             back = tl.load(v_mean_pool + add_at, mask=centred, other=0.0).to(tl.float32)
             away = tl.load(v_mean_pool + subtract_at, mask=centred, other=0.0).to(tl.float32)
             restored = _within(back + of_value[:, None] * (value.to(tl.float32) - away), FLOAT16)
-            value = restored.to(value.dtype)
-            weight = weight.to(value.dtype)
+            value = restored.to(query.dtype)
+            weight = weight.to(query.dtype)
             weighted = tl.dot(weight, value, weighted, input_precision="ieee")
-            if value.dtype != tl.float32:
-                rest = (restored - value.to(tl.float32)).to(value.dtype)
+            if query.dtype != tl.float32:
+                rest = (restored - value.to(tl.float32)).to(query.dtype)
                 weighted = tl.dot(weight, rest, weighted, input_precision="ieee")
         else:
             weighted = tl.dot(weight.to(value.dtype), value, weighted, input_precision="ieee")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ratedist.kernels.layout import FusedLayer, PagedLayer
-from ratedist.kernels.restore import read_blocks
+from ratedist.kernels.quantised import Layer, read_layer_blocks
 
 __all__ = ["attention_vectorised"]
 
@@ -46,7 +45,7 @@ class _Piece:
 
 def attention_vectorised(
     q: Tensor,
-    layer: PagedLayer | FusedLayer,
+    layer: Layer,
     query_lengths: Tensor,
     softmax_scale: float,
     *,
@@ -85,8 +84,8 @@ def attention_vectorised(
             token = block[:, :, None] * layer.k.shape[1] + torch.arange(layer.k.shape[1], device=q.device)
             token = token.flatten(1)  # (n, tokens)
             shape = (len(pieces), -1, kv_heads, head_dim)
-            key = read_blocks(layer, "k", logical).view(shape).permute(0, 2, 3, 1)
-            value = read_blocks(layer, "v", logical).view(shape)
+            key = read_layer_blocks(layer, "k", logical).view(shape).permute(0, 2, 3, 1)
+            value = read_layer_blocks(layer, "v", logical).view(shape)
             # What lies beyond a request's length may be anything, and 0 times NaN is NaN.
             value.masked_fill_((token >= length)[:, :, None, None], 0.0)
             scores = (query @ key).mul_(softmax_scale)
@@ -114,7 +113,7 @@ def attention_vectorised(
     return out, lse
 
 
-def _pieces(layer: PagedLayer | FusedLayer, query_lengths: Tensor, window: int | None) -> Iterator[_Piece]:
+def _pieces(layer: Layer, query_lengths: Tensor, window: int | None) -> Iterator[_Piece]:
     """All queries that attend to something."""
     block_size = layer.table.block_size
     row = 0
@@ -130,7 +129,7 @@ def _pieces(layer: PagedLayer | FusedLayer, query_lengths: Tensor, window: int |
         row += queries
 
 
-def _batches(pieces: Iterator[_Piece], layer: PagedLayer | FusedLayer, rows: int) -> Iterator[list[_Piece]]:
+def _batches(pieces: Iterator[_Piece], layer: Layer, rows: int) -> Iterator[list[_Piece]]:
     """Pieces of like shapes, as many together as the working memory takes.
 
     What goes together depends on lengths alone: the shapes of the products, and with them the bits of the
@@ -152,7 +151,7 @@ def _batches(pieces: Iterator[_Piece], layer: PagedLayer | FusedLayer, rows: int
         yield batch
 
 
-def _scalars_per_block(layer: PagedLayer | FusedLayer, rows: int) -> int:
+def _scalars_per_block(layer: Layer, rows: int) -> int:
     """Of keys, values, scores and weights, for ``rows`` rows of every KV head."""
     _, block_size, kv_heads, head_dim = layer.k.shape
     return block_size * kv_heads * (2 * head_dim + 2 * rows)

@@ -23,7 +23,8 @@ from ratedist.kernels._launch_triton import (
     power_of_two,
 )
 from ratedist.kernels.layout import FusedLayer, PagedLayer
-from ratedist.kernels.reading import NO_MEAN
+from ratedist.kernels.quantised import Layer, QuantisedLayer
+from ratedist.kernels.reading import NO_MEAN, Reading
 from ratedist.kernels.turns import pair_distance, turn_tables
 
 __all__ = ["LARGEST_HEAD_DIM", "SPECIALISATIONS", "attend"]
@@ -54,7 +55,21 @@ _READING_TYPES = {
     "mean_add": "*i32",
     "mean_subtract": "*i32",
 }
-"""Arguments that a layer without a reading does not have; with the two pools of means."""
+"""Arguments that a layer without a reading does not have, beside the two pools of means."""
+
+_CODED_TYPES = {
+    "k_low": "*fp16",
+    "k_step": "*fp16",
+    "v_low": "*fp16",
+    "v_step": "*fp16",
+}
+"""Arguments that a layer that is not quantised does not have, beside the two pools of tails."""
+
+_POOLS_OF_READING = ("k_mean_pool", "v_mean_pool")
+_POOLS_OF_CODED = ("k_tail_pool", "v_tail_pool")
+
+_FORMS = {"": 0, "_reading": 0, "_int8": 8, "_int4": 4}
+"""Forms of the kernel, and the bits of a code. All but the plain one read with shifts and means."""
 
 _TYPES = {
     "k_scale": "*fp32",
@@ -86,15 +101,18 @@ _TYPES = {
     "table_stride": "i64",
     "scale_request_stride": "i64",
     "scale_block_stride": "i64",
+    "coded_blocks": "i64",
+    "row_units": "i32",
 }
 
 
-def _block_m(dtype: torch.dtype, head_dim: int, most_rows: int, reading: bool) -> int:
+def _block_m(dtype: torch.dtype, head_dim: int, most_rows: int, form: str) -> int:
     """Rows per program, where a request has ``most_rows``."""
-    if dtype == torch.float32:
-        # Its products have no matrix instructions that taller tiles would feed.
+    if dtype == torch.float32 or _FORMS[form]:
+        # float32 products have no matrix instructions that taller tiles would feed; and dequantising
+        # leaves them no registers.
         return _FEW_ROWS
-    if reading:
+    if form:
         return _READING_ROWS
     if most_rows <= _FEW_ROWS:
         return _FEW_ROWS
@@ -102,52 +120,67 @@ def _block_m(dtype: torch.dtype, head_dim: int, most_rows: int, reading: bool) -
     return _MANY_ROWS if head_dim <= _BLOCKS_D[1] else _MANY_ROWS // 2
 
 
-def _block_n(dtype: torch.dtype, block_m: int, block_d: int, reading: bool) -> int:
-    """Tokens per tile: no fewer than a product takes."""
-    if reading:
-        return 16
-    # 8 KiB of keys and as much of values; twice that for taller tiles, which have more to do with them.
+def _tile(dtype: torch.dtype, block_m: int, block_d: int, form: str) -> tuple[int, int, int]:
+    """(tokens per tile, warps, stages) that compile without spills, with 16-byte loads on NVIDIA."""
+    low = dtype != torch.float32
+    large = block_d == LARGEST_HEAD_DIM
+    if form == "_int4":
+        # 16 bytes are 32 channels: fewer tokens would leave threads without a load of their own.
+        return 32, 8 if large else 4, 2
+    if form == "_int8":
+        return 16, 8 if large else 4, 1
+    if form == "_reading":
+        few = block_d == _BLOCKS_D[0]
+        return 32 if low and few else 16, 8 if large or not (low or few) else 4, 2
+    # 8 KiB of keys and as much of values; twice that for taller tiles, which have more to do with them;
+    # and no fewer tokens than a product takes.
     room = 16384 if block_m == _MANY_ROWS else 8192
-    return max(16, min(64, room // (block_d * dtype.itemsize)))
-
-
-def _block_d(head_dim: int) -> int:
-    return power_of_two(head_dim, _BLOCKS_D[0], LARGEST_HEAD_DIM)
+    tokens = max(16, min(64, room // (block_d * dtype.itemsize)))
+    # Three stages fetch the table one tile ahead of the keys and values, where registers suffice.
+    return tokens, 8 if large and not low else 4, 3 if low and block_m == _FEW_ROWS else 2
 
 
 @functools.cache
-def _specialisation(dtype: torch.dtype, block_m: int, block_d: int, reading: bool) -> Specialisation:
+def _specialisation(dtype: torch.dtype, block_m: int, block_d: int, form: str) -> Specialisation:
     data = f"*{DTYPES[dtype]}"
-    low = dtype != torch.float32
+    bits = _FORMS[form]
+    block_n, num_warps, num_stages = _tile(dtype, block_m, block_d, form)
+    pool = "*u8" if bits else data
     # The interpreter would cut float32 off to bfloat16 where a GPU rounds.
-    types = _TYPES | {"q": data, "k_pool": data, "v_pool": data, "out": "*fp32" if INTERPRETED else data}
+    types = _TYPES | {"q": data, "k_pool": pool, "v_pool": pool, "out": "*fp32" if INTERPRETED else data}
     aligned = ["q", "k_pool", "v_pool", "out", "partial"]
-    absent: dict[str, int | bool | None] = {}
-    if reading:
-        types |= _READING_TYPES | {"k_mean_pool": data, "v_mean_pool": data}
-        aligned += ["k_mean_pool", "v_mean_pool", "cosine", "sine"]
+    absent: list[str] = []
+    if form:
+        types |= _READING_TYPES | dict.fromkeys(_POOLS_OF_READING, data)
+        aligned += [*_POOLS_OF_READING, "cosine", "sine"]
     else:
-        absent = dict.fromkeys([*_READING_TYPES, "k_mean_pool", "v_mean_pool"])
+        absent += [*_READING_TYPES, *_POOLS_OF_READING]
+    if bits:
+        types |= _CODED_TYPES | dict.fromkeys(_POOLS_OF_CODED, data)
+        aligned += [*_POOLS_OF_CODED, "k_low", "k_step"]
+    else:
+        absent += [*_CODED_TYPES, *_POOLS_OF_CODED]
     return Specialisation(
         kernel=attention_kernel,
-        name=f"attention{'_reading' if reading else ''}[{block_m}x{block_d}]",
+        name=f"attention{form}[{block_m}x{block_d}]",
         dtype=dtype,
         types=types,
         aligned=tuple(aligned),
         constexprs={
             "UNIT": UNIT,
+            "POOL_UNIT": POOL_ALIGNMENT if bits else UNIT,
+            "BITS": bits,
             "UPCAST": False,
             "FLOAT16": dtype == torch.float16,
-            "READING": reading,
+            "READING": form != "",
             "BLOCK_M": block_m,
-            "BLOCK_N": _block_n(dtype, block_m, block_d, reading),
+            "BLOCK_N": block_n,
             "BLOCK_D": block_d,
-            **absent,
+            **dict.fromkeys(absent),
         },
         has_product=True,
-        num_warps=8 if block_d == LARGEST_HEAD_DIM and (reading or not low) else 4,
-        # Three fetch the table one tile ahead of the keys and values, where registers suffice.
-        num_stages=3 if low and block_m == _FEW_ROWS else 2,
+        num_warps=num_warps,
+        num_stages=num_stages,
     )
 
 
@@ -173,13 +206,23 @@ def _merging(dtype: torch.dtype) -> Specialisation:
     )
 
 
+def _blocks_d(dtype: torch.dtype, form: str) -> tuple[int, ...]:
+    """What head dimensions are rounded up to in a compiled form: what has registers enough."""
+    if form == "_int4":
+        # Codes are unpacked lane by lane, which leaves little to gain from a form for 64 alone.
+        return () if dtype == torch.float32 else _BLOCKS_D[1:2]
+    if form == "_int8":
+        return () if dtype == torch.float32 else _BLOCKS_D[1:]
+    return _BLOCKS_D[:2] if form and dtype == torch.float32 else _BLOCKS_D
+
+
 SPECIALISATIONS = (
     *(
-        _specialisation(dtype, block_m, block_d, reading)
-        for reading in (False, True)
+        _specialisation(dtype, block_m, block_d, form)
+        for form in _FORMS
         for dtype in DTYPES
-        for block_d in _BLOCKS_D
-        for block_m in dict.fromkeys(_block_m(dtype, block_d, rows, reading) for rows in (1, _MANY_ROWS))
+        for block_d in _blocks_d(dtype, form)
+        for block_m in dict.fromkeys(_block_m(dtype, block_d, rows, form) for rows in (1, _MANY_ROWS))
     ),
     *(_merging(dtype) for dtype in DTYPES),
 )
@@ -191,7 +234,7 @@ _NO_WINDOW = 2**31 - 1
 
 def attend(
     q: Tensor,
-    layer: PagedLayer | FusedLayer,
+    layer: Layer,
     query_lengths: Tensor,
     softmax_scale: float,
     *,
@@ -227,22 +270,28 @@ def attend(
     # No query reads further back than its window, so no tile than the window and its own queries.
     longest = min(int(lengths.max()), window + min(most_queries, _MANY_ROWS)) if len(lengths) else 0
 
-    def form(reading: bool) -> Specialisation:
-        chosen = _specialisation(
-            q.dtype, _block_m(q.dtype, head_dim, most_rows, reading), _block_d(head_dim), reading
-        )
+    def specialised(form: str) -> Specialisation:
+        block_d = _padded(head_dim, q.dtype, form)
+        chosen = _specialisation(q.dtype, _block_m(q.dtype, head_dim, most_rows, form), block_d, form)
         if INTERPRETED:
-            chosen = chosen.with_constexprs(UNIT=unit, UPCAST=q.dtype == torch.bfloat16)
+            chosen = chosen.with_constexprs(
+                UNIT=unit,
+                POOL_UNIT=POOL_ALIGNMENT if isinstance(layer, QuantisedLayer) else unit,
+                UPCAST=q.dtype == torch.bfloat16,
+            )
         if _TILES_OF_DATA:
             chosen = chosen.with_constexprs(
                 BLOCK_M=power_of_two(most_rows, 1, 64),
                 BLOCK_N=power_of_two(longest, 16, 512),
-                BLOCK_D=power_of_two(head_dim, 1, LARGEST_HEAD_DIM),
+                BLOCK_D=power_of_two(head_dim, 2, LARGEST_HEAD_DIM),
             )
         return chosen
 
     rows = query_lengths * group
-    splits = choose_splits(int(_tiles(rows, form(False)).sum()) * kv_heads, longest, processors(q.device))
+    parts = list(_parts(layer))
+    # By the first form, which is the plain one wherever there may be one.
+    programs = int(_tiles(rows, specialised(parts[0][0])).sum()) * kv_heads
+    splits = choose_splits(programs, longest, processors(q.device))
 
     if q.stride(2) != 1 or q.data_ptr() % POOL_ALIGNMENT or any(stride % UNIT for stride in q.stride()[:2]):
         q = q.clone(memory_format=torch.contiguous_format)
@@ -255,13 +304,18 @@ def attend(
     # part in no fusion gets the same bits either way.
     scale_strides = (0, 0)
     k_scale = v_scale = torch.ones(1, dtype=torch.float32, device=q.device)
-    if isinstance(layer, FusedLayer):
+    if not isinstance(layer, PagedLayer):
         k_scale, v_scale = layer.k_scale.contiguous(), layer.v_scale.contiguous()
         scale_strides = (k_scale.shape[1], 1)
+    if isinstance(layer, QuantisedLayer):
+        k_pool, v_pool = _aligned(layer.k.codes), _aligned(layer.v.codes)
+        of_pool = POOL_ALIGNMENT
+    else:
+        k_pool, v_pool, of_pool = layer.k, layer.v, unit
     arguments = {
         "q": q,
-        "k_pool": layer.k,
-        "v_pool": layer.v,
+        "k_pool": k_pool,
+        "v_pool": v_pool,
         "k_scale": k_scale,
         "v_scale": v_scale,
         "table": layer.table.entries.contiguous(),
@@ -281,23 +335,25 @@ def attend(
         "q_row_units": q.stride(0) // unit,
         "q_head_units": q.stride(1) // unit,
         "block_size": block_size,
-        "k_block_units": layer.k.stride(0) // unit,
-        "k_token_units": layer.k.stride(1) // unit,
-        "k_head_units": layer.k.stride(2) // unit,
-        "v_block_units": layer.v.stride(0) // unit,
-        "v_token_units": layer.v.stride(1) // unit,
-        "v_head_units": layer.v.stride(2) // unit,
+        "k_block_units": k_pool.stride(0) // of_pool,
+        "k_token_units": k_pool.stride(1) // of_pool,
+        "k_head_units": k_pool.stride(2) // of_pool,
+        "v_block_units": v_pool.stride(0) // of_pool,
+        "v_token_units": v_pool.stride(1) // of_pool,
+        "v_head_units": v_pool.stride(2) // of_pool,
         "table_stride": layer.table.entries.shape[1],
         "scale_request_stride": scale_strides[0],
         "scale_block_stride": scale_strides[1],
+        "coded_blocks": len(k_pool),
+        "row_units": k_pool.shape[3] // of_pool,
     }
-    for requests, of_reading in _parts(layer):
-        chosen = form("turn" in of_reading)
+    for form, requests, more in parts:
+        chosen = specialised(form)
         tiles = _tiles(rows * requests, chosen)
         tile_request = torch.repeat_interleave(tiles).int()
         chosen.launch(
             (len(tile_request), kv_heads, splits),
-            **(arguments | of_reading),
+            **(arguments | more),
             tile_request=tile_request,
             first_tile=tiles.cumsum(0) - tiles,
         )
@@ -328,7 +384,7 @@ def choose_splits(programs: int, tokens: int, processors: int) -> int:
         tokens: most that a tile reads.
         processors: streaming multiprocessors (NVIDIA) or compute units (AMD).
 
-    Test: tests/kernels/test_attention.py::test_choice_of_splits.
+    Test: tests/kernels/test_attention_forms.py::test_choice_of_splits.
     """
     wanted = 2 * processors // max(1, programs)
     return max(1, min(wanted, tokens // _SHORTEST_SPLIT, _MOST_SPLITS))
@@ -339,7 +395,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _unit(layer: PagedLayer | FusedLayer) -> int:
+def _unit(layer: Layer) -> int:
     """Elements in which to count strides; raises InputError for what the kernel cannot read."""
     head_dim = layer.k.shape[3]
     if head_dim > LARGEST_HEAD_DIM:
@@ -348,6 +404,8 @@ def _unit(layer: PagedLayer | FusedLayer) -> int:
             head_dim,
             f"the kernel takes multiples of {UNIT} up to {LARGEST_HEAD_DIM}; backend 'cpu' takes any",
         )
+    if isinstance(layer, QuantisedLayer):
+        return pool_unit("k", _aligned(layer.k_tail), head_dim)
     units = []
     for name, pool in (("k", layer.k), ("v", layer.v)):
         if pool.stride(3) != 1 and head_dim > 1:
@@ -356,39 +414,71 @@ def _unit(layer: PagedLayer | FusedLayer) -> int:
     return min(units)
 
 
+def _padded(head_dim: int, dtype: torch.dtype, form: str) -> int:
+    """The block that holds ``head_dim`` channels in this form; raises InputError where there is none."""
+    # The interpreter knows of no registers.
+    blocks = _BLOCKS_D if INTERPRETED else _blocks_d(dtype, form)
+    for block in blocks:
+        if head_dim <= block:
+            return block
+    raise InputError(
+        "layer",
+        f"{form.removeprefix('_')} in {dtype} with head_dim {head_dim}",
+        "compiled, blocks are turned and centred in float32 up to 128 channels, codes of 8 bits read in "
+        "float16 and bfloat16 up to 256, of 4 bits up to 128; backend 'cpu' takes any",
+    )
+
+
 def _tiles(rows: Tensor, chosen: Specialisation) -> Tensor:
     """(requests,) tiles that hold the rows of each request."""
     block_m = int(chosen.constexprs["BLOCK_M"] or 1)
     return (rows + block_m - 1) // block_m
 
 
-def _parts(layer: PagedLayer | FusedLayer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """(requests,) whether each is of this part, and what a reading adds to the arguments; {} for none."""
-    if isinstance(layer, PagedLayer) or layer.reading is None:
-        yield torch.ones_like(layer.table.lengths), {}
+def _parts(layer: Layer) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """By form of the kernel: (requests,) whether each is read in it, and the arguments that it has more."""
+    if isinstance(layer, QuantisedLayer):
+        of_codes = {
+            "k_low": _aligned(layer.k.low),
+            "k_step": _aligned(layer.k.step),
+            "v_low": layer.v.low.contiguous(),
+            "v_step": layer.v.step.contiguous(),
+            "k_tail_pool": _aligned(layer.k_tail),
+            "v_tail_pool": _aligned(layer.v_tail),
+        }
+        everything = torch.ones_like(layer.table.lengths)
+        yield f"_int{layer.k.bits}", everything, _reading_arguments(layer) | of_codes
         return
-    reading, table, head_dim = layer.reading, layer.table, layer.k.shape[3]
+    if isinstance(layer, PagedLayer) or layer.reading is None:
+        yield "", torch.ones_like(layer.table.lengths), {}
+        return
+    table = layer.table
     used = torch.arange(table.entries.shape[1], device=layer.k.device) < table.used_blocks[:, None]
-    none = torch.full(table.entries.shape, NO_MEAN, dtype=torch.int32, device=layer.k.device)
-    turn, cosine, sine = turn_tables(reading, head_dim)
+    more = _reading_arguments(layer)
+    involved = (used & ((more["turn"] > 0) | (more["mean_add"] >= 0))).any(1)
+    yield "", ~involved, {}
+    yield "_reading", involved, more
+
+
+def _reading_arguments(layer: FusedLayer | QuantisedLayer) -> dict[str, Any]:
+    """Shifts and means as the kernel takes them; of neither where the layer has no reading."""
+    entries, head_dim = layer.table.entries, layer.k.shape[3]
+    none = torch.full(entries.shape, NO_MEAN, dtype=torch.int32, device=entries.device)
+    reading = layer.reading or Reading()
+    turn, cosine, sine = turn_tables(reading, head_dim, none)
     means = reading.means
-    add, subtract = (none, none) if means is None else (means.add.contiguous(), means.subtract.contiguous())
-    involved = (used & ((turn > 0) | (add >= 0))).any(1)
-    yield ~involved, {}
-    yield (
-        involved,
-        {
-            "turn": turn,
-            "cosine": cosine,
-            "sine": sine,
-            # Never read where nothing is centred.
-            "k_mean_pool": layer.k if means is None else _aligned(means.k),
-            "v_mean_pool": layer.v if means is None else _aligned(means.v),
-            "mean_add": add,
-            "mean_subtract": subtract,
-            "pair_distance": pair_distance(reading),
-        },
-    )
+    # Never read where nothing is centred.
+    no_pool = torch.empty(0, dtype=layer.k.dtype, device=entries.device)
+    return {
+        "turn": turn,
+        "cosine": cosine,
+        "sine": sine,
+        "k_mean_pool": no_pool if means is None else _aligned(means.k),
+        "v_mean_pool": no_pool if means is None else _aligned(means.v),
+        "mean_add": none if means is None else means.add.contiguous(),
+        "mean_subtract": none if means is None else means.subtract.contiguous(),
+        "pair_distance": pair_distance(reading),
+    }
 
 
 def _aligned(pool: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ that runs on any device, and a Triton kernel. None of the first two needs Triton
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,17 +16,17 @@ from torch import Tensor
 from ratedist.errors import InputError
 from ratedist.kernels._attention_torch import attention_vectorised
 from ratedist.kernels.attention_reference import attention_reference
-from ratedist.kernels.layout import FusedLayer, PagedLayer
+from ratedist.kernels.quantised import Layer
 from ratedist.kernels.triton_support import choose_backend
 
-__all__ = ["BACKENDS", "paged_attention", "paged_decode_attention"]
+__all__ = ["BACKENDS", "merge_attention", "paged_attention", "paged_decode_attention"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
 
 def paged_attention(
     q: Tensor,
-    layer: PagedLayer | FusedLayer,
+    layer: Layer,
     query_lengths: Tensor | None = None,
     *,
     softmax_scale: float | None = None,
@@ -59,7 +60,9 @@ def paged_attention(
         sinks: (query_heads,) floating point logits of one more token per head, whose value is 0; None for
             none.
         backend: "auto" (Triton on a GPU, else "cpu"), "reference", "cpu" (vectorised torch, on any device)
-            or "triton". Compiled, the kernel takes head dimensions that are multiples of 8 up to 256.
+            or "triton". Compiled, the kernel takes head dimensions that are multiples of 8 up to 256; where
+            it turns or centres blocks in float32, up to 128; of a ``QuantisedLayer`` float16 and bfloat16,
+            with 4 bits up to 128.
 
     Returns:
         out: (queries, query_heads, head_dim) in the dtype of q; 0 for a request of length zero.
@@ -97,7 +100,7 @@ def paged_attention(
 
 def paged_decode_attention(
     q: Tensor,
-    layer: PagedLayer | FusedLayer,
+    layer: Layer,
     *,
     softmax_scale: float | None = None,
     window: int | None = None,
@@ -120,13 +123,57 @@ def paged_decode_attention(
     )
 
 
+def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention over the union of disjoint parts of a sequence, from attention over each of them.
+
+    With weights w_i = exp(lse_i): out = Σ w_i out_i / Σ w_i and lse = ln Σ w_i, in float32. A sink must be
+    in one part alone.
+
+    Args:
+        outs: (..., head_dim) each, of one shape and dtype.
+        lses: (...) float32 each; -inf for a part that holds nothing.
+
+    Returns:
+        out: in the dtype of ``outs``; 0 where no part holds anything.
+        lse: float32.
+
+    Raises:
+        InputError: no parts, or parts of different shapes or dtypes.
+
+    Test: tests/kernels/test_attention.py::test_parts_merge_by_log_sum_exp.
+    """
+    if len(outs) == 0 or len(outs) != len(lses):
+        raise InputError(
+            "outs", f"{len(outs)} with {len(lses)} lses", "must be as many as lses, at least one"
+        )
+    for out, lse in zip(outs, lses, strict=True):
+        if (out.shape, out.dtype) != (outs[0].shape, outs[0].dtype):
+            raise InputError(
+                "outs",
+                f"{out.dtype} of shape {tuple(out.shape)}",
+                f"must all be {outs[0].dtype} of shape {tuple(outs[0].shape)}",
+            )
+        if lse.dtype != torch.float32 or lse.shape != out.shape[:-1]:
+            raise InputError(
+                "lses",
+                f"{lse.dtype} of shape {tuple(lse.shape)}",
+                f"must be float32 of shape {tuple(out.shape[:-1])}",
+            )
+    stacked = torch.stack(list(lses))
+    total = torch.logsumexp(stacked, 0)
+    # exp(-inf - -inf) is NaN: where no part holds anything subtract 0, and every weight is 0.
+    weight = (stacked - total.masked_fill(total == -math.inf, 0.0)).exp()
+    merged = sum(w[..., None] * out.float() for w, out in zip(weight, outs, strict=True))
+    return torch.as_tensor(merged).to(outs[0].dtype), total
+
+
 def _is_finite_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
 
 
-def _check_query(q: Tensor, layer: PagedLayer | FusedLayer) -> None:
-    if not isinstance(layer, PagedLayer | FusedLayer):
-        raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")
+def _check_query(q: Tensor, layer: Layer) -> None:
+    if not isinstance(layer, Layer):
+        raise InputError("layer", type(layer).__name__, "must be a PagedLayer, FusedLayer or QuantisedLayer")
     if not isinstance(q, Tensor) or q.ndim != 3:
         shape = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
         raise InputError("q", shape, "must have shape (queries, query_heads, head_dim)")
@@ -143,7 +190,7 @@ def _check_query(q: Tensor, layer: PagedLayer | FusedLayer) -> None:
         raise InputError("q", str(q.device), f"must be on {layer.k.device} like the cache")
 
 
-def _check_query_lengths(q: Tensor, layer: PagedLayer | FusedLayer, query_lengths: Tensor | None) -> Tensor:
+def _check_query_lengths(q: Tensor, layer: Layer, query_lengths: Tensor | None) -> Tensor:
     """(requests,) queries of each request."""
     lengths = layer.table.lengths
     if query_lengths is None:

@@ -10,15 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-from ratedist.kernels.layout import FusedLayer, PagedLayer
-from ratedist.kernels.restore import read_blocks
+from ratedist.kernels.quantised import Layer, read_layer_blocks
 
 __all__ = ["attention_reference"]
 
 
 def attention_reference(
     q: Tensor,
-    layer: PagedLayer | FusedLayer,
+    layer: Layer,
     query_lengths: Tensor,
     softmax_scale: float,
     *,
@@ -56,7 +55,7 @@ def attention_reference(
     ):
         blocks = torch.arange(-(-length // block_size), device=q.device) + request * max_blocks
         # (tokens, kv_heads, head_dim)
-        k, v = (read_blocks(layer, part, blocks).flatten(0, 1)[:length] for part in ("k", "v"))
+        k, v = (read_layer_blocks(layer, part, blocks).flatten(0, 1)[:length] for part in ("k", "v"))
         for position in range(length - queries, length):
             first = 0 if window is None else max(0, position - window + 1)
             for head in range(q.shape[1]):

@@ -20,8 +20,8 @@ def pair_distance(reading: Reading) -> int:
     return rotary.rotary_dim // 2 if rotary is not None and rotary.style == "half" else 1
 
 
-def turn_tables(reading: Reading, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The turns of a reading's keys, for heads of ``head_dim`` channels.
+def turn_tables(reading: Reading, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The turns of a reading's keys, for heads of ``head_dim`` channels and a block table ``like`` that.
 
     Angles are formed in float64 like those of ``ratedist.kernels.rotary.rotate``, once for every distance
     that occurs.
@@ -35,9 +35,8 @@ def turn_tables(reading: Reading, head_dim: int) -> tuple[Tensor, Tensor, Tensor
     """
     shift, rotary = reading.shift, reading.rotary
     if shift is None or rotary is None:
-        assert reading.means is not None, "a reading of neither kind"
-        still = torch.zeros((1, head_dim), dtype=torch.float32, device=reading.means.add.device)
-        return torch.zeros_like(reading.means.add), still + 1, still
+        still = torch.zeros((1, head_dim), dtype=torch.float32, device=like.device)
+        return torch.zeros_like(like, dtype=torch.int32), still + 1, still
     found = _TABLES.get(shift)
     # How often a tensor was written to is counted by torch, so that no table is stale.
     if found is None or found[0] is not rotary or found[1:3] != (shift._version, head_dim):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.quantised import Layer, QuantisedLayer
 from ratedist.kernels.reading import Means, Reading
 from ratedist.kernels.rotary import Rotary
 
@@ -103,11 +104,14 @@ def make_query(layer: PagedLayer | FusedLayer, group: int, seed: int = 1) -> Ten
     return torch.randn(shape, generator=generator(seed)).to(layer.k.dtype)
 
 
-def read_token(layer: PagedLayer | FusedLayer, request: int, token: int) -> tuple[Tensor, Tensor]:
+def read_token(layer: Layer, request: int, token: int) -> tuple[Tensor, Tensor]:
     """(kv_heads, head_dim) float64 key and value as the formulas of ``FusedLayer`` and ``Reading`` say."""
     block, slot = divmod(token, layer.k.shape[1])
     physical = int(layer.table.entries[request, block])
-    key, value = layer.k[physical, slot].double(), layer.v[physical, slot].double()
+    if isinstance(layer, QuantisedLayer):
+        key, value = quantised_token(layer, physical, slot)
+    else:
+        key, value = layer.k[physical, slot].double(), layer.v[physical, slot].double()
     if isinstance(layer, PagedLayer):
         return key, value
     k_scale, v_scale = float(layer.k_scale[request, block]), float(layer.v_scale[request, block])
@@ -134,9 +138,29 @@ def read_token(layer: PagedLayer | FusedLayer, request: int, token: int) -> tupl
     return key, value
 
 
+def quantised_token(layer: QuantisedLayer, physical: int, slot: int) -> tuple[Tensor, Tensor]:
+    """(kv_heads, head_dim) float64 key and value of a token, code by code, or from the tail."""
+    coded = len(layer.k.codes)
+    if physical >= coded:
+        return layer.k_tail[physical - coded, slot].double(), layer.v_tail[physical - coded, slot].double()
+    read = []
+    for pool, per_token in ((layer.k, False), (layer.v, True)):
+        row = torch.zeros(pool.shape[2], pool.head_dim, dtype=torch.float64)
+        for head in range(pool.shape[2]):
+            for channel in range(pool.head_dim):
+                where = (physical, slot, head, 0) if per_token else (physical, 0, head, channel)
+                if pool.bits == 8:
+                    code = int(pool.codes[physical, slot, head, channel])
+                else:
+                    code = int(pool.codes[physical, slot, head, channel // 2]) // 16 ** (channel % 2) % 16
+                row[head, channel] = float(pool.low[where]) + float(pool.step[where]) * code
+        read.append(row)
+    return read[0], read[1]
+
+
 def attention_oracle(
     q: Tensor,
-    layer: PagedLayer | FusedLayer,
+    layer: Layer,
     query_lengths: Tensor | None = None,
     *,
     softmax_scale: float | None = None,

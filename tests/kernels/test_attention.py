@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ratedist.errors import InputError
 from ratedist.kernels import _attention_triton
-from ratedist.kernels.attention import paged_decode_attention
+from ratedist.kernels.attention import merge_attention, paged_decode_attention
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 
 BACKENDS = ("reference", "cpu", "triton")
@@ -169,9 +169,27 @@ def test_parts_merge_by_log_sum_exp(backend: str) -> None:
         table = BlockTable(entries, torch.tensor([length]), layer.table.domains, 8)
         parts.append(paged_decode_attention(q, PagedLayer(layer.k, layer.v, table), backend=backend))
     (a, a_lse), (b, b_lse) = parts
+    nothing = torch.zeros_like(a), torch.full_like(a_lse, -math.inf)
+    merged, merged_lse = merge_attention([a, b, nothing[0]], [a_lse, b_lse, nothing[1]])
     share = torch.sigmoid(a_lse - b_lse)[..., None]
-    assert_close(share * a + (1 - share) * b, whole.double(), torch.float32)
-    assert_close(torch.logaddexp(a_lse, b_lse), whole_lse.double(), torch.float32)
+    for out, lse in ((share * a + (1 - share) * b, torch.logaddexp(a_lse, b_lse)), (merged, merged_lse)):
+        assert_close(out, whole.double(), torch.float32)
+        assert_close(lse, whole_lse.double(), torch.float32)
+    assert torch.equal(merge_attention(nothing[:1], nothing[1:])[0], nothing[0])
+
+
+def test_parts_that_do_not_merge() -> None:
+    out, lse = torch.zeros(2, 3, 4), torch.zeros(2, 3)
+    with pytest.raises(InputError, match="outs = '0 with 0 lses': must be as many as lses, at least one"):
+        merge_attention([], [])
+    with pytest.raises(InputError, match="outs = '1 with 2 lses'"):
+        merge_attention([out], [lse, lse])
+    with pytest.raises(
+        InputError, match=r"outs = 'torch.float16 of shape \(2, 3, 4\)': must all be torch.float32"
+    ):
+        merge_attention([out, out.half()], [lse, lse])
+    with pytest.raises(InputError, match=r"lses = 'torch.float32 of shape \(3,\)': must be float32 of shape"):
+        merge_attention([out], [lse[0]])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -220,7 +238,7 @@ def _with(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": "cache"}, "layer = 'str': must be a PagedLayer or a FusedLayer"),
+        ({"layer": "cache"}, "layer = 'str': must be a PagedLayer, FusedLayer or QuantisedLayer"),
         ({"q": None}, "q = 'NoneType': must have shape"),
         ({"q": torch.zeros(2, 4)}, r"q = \(2, 4\): must have shape \(queries, query_heads, head_dim\)"),
         ({"q": torch.zeros(3, 4, 24)}, r"q = \(3, 4, 24\): must hold one row for each of 2 requests"),

@@ -17,7 +17,7 @@ def test_tables_turn_as_rotate_does(style: str, rotary_dim: int) -> None:
     """cosine · x + sine · x' of ``turn_tables``, with x' the other channel of each pair."""
     shift = torch.tensor([[0, -5, 130_000], [130_000, 0, 1]], dtype=torch.int32)
     reading = Reading(shift, Rotary.from_base(1e4, rotary_dim, style))
-    turn, cosine, sine = turn_tables(reading, 12)
+    turn, cosine, sine = turn_tables(reading, 12, shift)
     assert (turn == 0).equal(shift == 0)
     assert len(cosine) == 5, "each distance once, and the row that turns nothing"
     x = torch.randn(6, 3, 2, 12, generator=generator(0))
