@@ -36,7 +36,11 @@ MEASURED: dict[str, Any] = {
 
 _PREDICTORS = {
     "gaussian": ("Gaussian (the paper's)", _VERMILION, "--"),
+    "empirical": ("one empirical law", _GREEN, "-."),
+    "pareto-tail": ("Pareto tail", _PURPLE, ":"),
     "position-marked": ("position-marked", _BLUE, "-"),
+    "heterogeneous": ("heterogeneous", _SKY, "--"),
+    "accumulation": ("accumulation", _ORANGE, "-"),
 }
 _OTHERS = ((_GREEN, "-."), (_PURPLE, ":"), (_ORANGE, "-"), (_SKY, "--"))
 

@@ -175,11 +175,10 @@ def noise_cell(manifest: Manifest, scored: ScoredLayer, index: int, m: int, suit
     All requests of the capture are drawn from. Without more than m of them there are no deviations.
     """
     requests = _with_blocks(manifest)
-    draws = max(suite.noise_draws, len(suite.seeds))
     pairs = []
     if len(requests) > m:
         rng = _generator(manifest, m, 1)  # not a seed of a split
-        pairs = [draw_exchange(requests, m, rng) for _ in range(draws)]
+        pairs = [draw_exchange(requests, m, rng) for _ in range(suite.noise_pairs(m))]
     drawn = [(pair, scored.draw(pair.one), scored.draw(pair.other)) for pair in pairs]
     return {
         "kind": "noise",

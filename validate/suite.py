@@ -134,8 +134,8 @@ class Suite:
         tokens: per request, when capturing.
         capture_seed: of the prompts.
         quality: what is done to the model's output is measured too, where there is this.
-        noise_draws: pairs of drawings that the noise floor of a cell is estimated from; as many as there
-            are seeds where that is more.
+        noise_draws: pairs of drawings of 64 requests that their noise is estimated from; more of fewer
+            requests and fewer of more, see ``noise_pairs``.
     """
 
     name: str
@@ -171,6 +171,10 @@ class Suite:
                 )
         for seed in self.seeds:
             self.plan(seed)  # checks the rest
+
+    def noise_pairs(self, m: int) -> int:
+        """Pairs of drawings of m requests: about as much work whatever m is, at least 3."""
+        return max(3, round(self.noise_draws * min(4.0, 64 / m)))
 
     @property
     def parts(self) -> tuple[str, ...]:

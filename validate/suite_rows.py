@@ -93,13 +93,18 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
                         "m": m,
                         "seed": seed,
                         "noise_floor": noise_floor(deviations) if deviations else math.nan,
-                        "noise_draw": deviations[number] if deviations else math.nan,
+                        "noise_draw": _pick(deviations, number + len(suite.seeds) * row["layer"]),
                         "calibration_pairs": cell["calibration_pairs"],
                         "calibration_bytes": cell["calibration_bytes"],
                         "calibration_seconds": predicted["seconds"],
                         "refused": predicted.get("refused", ""),
                     }
                 yield rows
+
+
+def _pick(deviations: Sequence[float], number: int) -> float:
+    """One of the deviations: another one in every seed and layer, as far as there are."""
+    return deviations[number % len(deviations)] if deviations else math.nan
 
 
 def _deviations(cell: Mapping[str, Any]) -> dict[tuple[str, str, float], list[float]]:

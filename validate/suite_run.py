@@ -151,7 +151,7 @@ def suite_settings(suite: Suite, captures: Sequence[Capture]) -> dict[str, Any]:
         "criteria": list(suite.criteria),
         "scale": suite.scale,
         "predictors": list(suite.predictors),
-        "noise_draws": max(suite.noise_draws, len(suite.seeds)),
+        "noise_draws": suite.noise_draws,
         "version": metadata.version("ratedist"),
     }
 

@@ -214,7 +214,9 @@ def goals_of(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         Entries with ``predictor``, ``chosen``, ``n``, ``m``, ``goal`` (``"median"``, ``"p90"`` or
         ``"coverage"``), ``value``, ``limit`` (a pair for coverage), ``met``, ``missed_by`` (0 where met; the
         difference to the limit; None where there is no value) and ``rows``. What cannot be judged, for
-        want of rows or of bands, is not met.
+        want of rows or of bands, is not met. Errors have two fields more: ``split_half_limit`` is the limit
+        with √2 times the noise, which is what two disjoint halves differ by, so what a prediction would show
+        that *is* the measurement of m other requests; ``met_against_split_half`` says whether it is met.
     """
     goals = []
     for entry in summary:
@@ -229,7 +231,18 @@ def goals_of(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             value, noise = entry[f"{goal}_abs_log_ratio"], entry[f"noise_{goal}"]
             limit = max(GOALS[goal], 0.0 if noise is None else NOISE_FACTOR * noise)
             missed = None if value is None else max(0.0, value - limit)
-            goals.append({**common, "goal": goal, "value": value, "limit": limit, "missed_by": missed})
+            halves = max(GOALS[goal], 0.0 if noise is None else NOISE_FACTOR * math.sqrt(2) * noise)
+            goals.append(
+                {
+                    **common,
+                    "goal": goal,
+                    "value": value,
+                    "limit": limit,
+                    "missed_by": missed,
+                    "split_half_limit": halves,
+                    "met_against_split_half": value is not None and value <= halves,
+                }
+            )
         value, (low, high) = entry["band_coverage"], COVERAGE
         missed = None if value is None else max(0.0, low - value, value - high)
         goals.append(
@@ -363,11 +376,14 @@ def _missed(goal: dict[str, Any], summary: Sequence[dict[str, Any]]) -> str:
         and (entry["predictor"], entry["n"], entry["m"]) == (goal["predictor"], goal["n"], goal["m"])
         and entry[field] is not None
     ]
+    halves = ""
+    if goal["met_against_split_half"]:
+        halves = f" (two halves of the data differ so much that {goal['split_half_limit']:.3f} would be met)"
     worst = sorted(alike, key=lambda entry: entry[field], reverse=True)[:3]
     named = ", ".join(f"{entry['workload']} {entry[field]:.3f}" for entry in worst)
     return (
         f"Missed: {where} is {goal['value']:.3f}, {goal['value'] / goal['limit']:.1f} times the limit of "
-        f"{goal['limit']:.3f}, over {goal['rows']} rows; worst: {named}."
+        f"{goal['limit']:.3f}, over {goal['rows']} rows{halves}; worst: {named}."
     )
 
 

@@ -95,6 +95,11 @@ def test_a_task_may_calibrate_on_other_workloads() -> None:
         suite.workloads(("a", "b"))
 
 
+def test_noise_is_drawn_more_often_of_fewer_requests() -> None:
+    suite = standard_suite()
+    assert [suite.noise_pairs(m) for m in (4, 16, 32, 64, 128, 256)] == [16, 16, 8, 4, 3, 3]
+
+
 def test_parts_can_be_left_out() -> None:
     full = full_suite()
     assert full.parts == ("prediction", "transfer", "quality")

@@ -143,6 +143,23 @@ def test_goals(changes: dict[str, object], goal: str, met: bool, limit: object, 
     assert found["missed_by"] == (None if missed_by is None else pytest.approx(missed_by))
 
 
+def test_goals_name_the_limit_by_two_halves_too() -> None:
+    """Two disjoint halves differ by √2 times the noise of one."""
+    (found,) = [
+        goal
+        for goal in goals_of(make_summary(median_abs_log_ratio=0.08, noise_median=0.05))
+        if goal["goal"] == "median"
+    ]
+    assert not found["met"]
+    assert found["split_half_limit"] == pytest.approx(1.25 * 2**0.5 * 0.05)
+    assert found["met_against_split_half"] is True
+    words = describe(make_summary(), [found], "p", "")
+    assert "(two halves of the data differ so much that 0.088 would be met)" in words[1]
+    far = goals_of(make_summary(median_abs_log_ratio=0.09, noise_median=0.05))
+    assert far[0]["met_against_split_half"] is False
+    assert goals_of(make_summary(median_abs_log_ratio=None))[0]["met_against_split_half"] is False
+
+
 def test_goals_are_about_their_splits_and_all_workloads() -> None:
     assert goals_of(make_summary(m=256)) == []
     assert goals_of(make_summary(workload="w")) == []
