@@ -12,6 +12,7 @@ from torch import Tensor
 from ratedist.kernels.compact import compact
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.quantised import Layer, QuantisedLayer, quantise
 from ratedist.kernels.reading import NO_MEAN, Reading
 
 __all__ = ["ForwardPass", "GrowingLayer", "Outcome", "storage_bytes"]
@@ -132,11 +133,11 @@ class GrowingLayer:
         self._domains = domains
         self._block_size = block_size
         self._transient = transient
-        self._layer: PagedLayer | FusedLayer | None = None
+        self._layer: Layer | None = None
         self._taken = 0
 
     @property
-    def layer(self) -> PagedLayer | FusedLayer:
+    def layer(self) -> Layer:
         """The cache as attention reads it, valid until the next write."""
         assert self._layer is not None, "nothing was written yet"
         return self._layer
@@ -155,21 +156,25 @@ class GrowingLayer:
         new = torch.arange(self._taken, self._taken + len(step.new_block), device=entries.device)
         entries[step.new_request, step.new_block] = new.int()
         self._taken += len(step.new_block)
-        physical = entries[step.request, step.block].long()
-        layer.k[physical, step.slot] = step.pack(k.detach())
-        layer.v[physical, step.slot] = step.pack(v.detach())
+        physical = entries[step.request, step.block].long() - _quantised_blocks(layer)
+        for name, tokens in zip(_written(layer), (k, v), strict=True):
+            getattr(layer, name)[physical, step.slot] = step.pack(tokens.detach())
         self.columns += step.columns
 
-    def fuse(self, options: Mapping[str, Any]) -> Outcome:
-        """Fuse the blocks held so far, and drop the pool that they came in for one with what is in use."""
+    def fuse(self, options: Mapping[str, Any], bits: int | None = None) -> Outcome:
+        """Fuse the blocks held so far, and drop the pool that they came in for one with what is in use.
+
+        With ``bits``, 8 or 4, the full blocks that are kept are quantised then.
+        """
         before = sum(map(storage_bytes, self.tensors()))
-        fusion = fuse(self.layer, **options)
+        held = self.layer
+        assert not isinstance(held, QuantisedLayer), "a layer is fused once"
+        fusion = fuse(held, **options)
+        # Where nothing was absorbed the layer stays as it is, without scales.
         if fusion.absorbed:
-            # Where nothing was absorbed the layer stays as it is, without scales.
-            fused = compact(fusion.layer)
-            self._transient(sum(map(storage_bytes, (fused.k, fused.v))))
-            self._layer = fused
-            self._taken = len(fused.k)
+            self._put(compact(fusion.layer))
+        if bits is not None:
+            self._put(quantise(fusion.layer if fusion.absorbed else held, bits))
         after = sum(map(storage_bytes, self.tensors()))
         return Outcome(fusion.candidates, fusion.kept, fusion.exact, before, after)
 
@@ -178,11 +183,26 @@ class GrowingLayer:
         layer = self._layer
         if layer is None:
             return
-        yield from (layer.k, layer.v, layer.table.entries)
-        if isinstance(layer, FusedLayer):
+        yield layer.table.entries
+        if isinstance(layer, QuantisedLayer):
+            for pool in (layer.k, layer.v):
+                yield from (pool.codes, pool.low, pool.step)
+            yield from (layer.k_tail, layer.v_tail)
+        else:
+            yield from (layer.k, layer.v)
+        if isinstance(layer, FusedLayer | QuantisedLayer):
             yield from (layer.k_scale, layer.v_scale)
             if layer.reading is not None:
                 yield from _tensors_of(layer.reading)
+
+    def _put(self, layer: FusedLayer | QuantisedLayer) -> None:
+        """Go on with a layer whose blocks are all in use."""
+        pools = [getattr(layer, name) for name in _written(layer)]
+        if isinstance(layer, QuantisedLayer):
+            pools += [tensor for pool in (layer.k, layer.v) for tensor in (pool.codes, pool.low, pool.step)]
+        self._transient(sum(map(storage_bytes, pools)))
+        self._layer = layer
+        self._taken = _blocks(layer)
 
     def _start(self, step: ForwardPass, k: Tensor) -> None:
         requests, kv_heads, _, head_dim = k.shape
@@ -196,7 +216,7 @@ class GrowingLayer:
 
     def _make_room(self, step: ForwardPass) -> None:
         layer = self.layer
-        held, width = len(layer.k), layer.table.entries.shape[1]
+        held, width = _blocks(layer), layer.table.entries.shape[1]
         blocks = self._taken + len(step.new_block)
         if blocks <= held and step.blocks <= width:
             return
@@ -205,10 +225,10 @@ class GrowingLayer:
             # In decoding every request needs another block within the next block_size steps: room for all
             # of them at once, so that the pool is copied once in so many steps.
             grown = max(blocks, held + len(self._lengths)) if step.columns == 1 else blocks
-            for name in ("k", "v"):
+            for name in _written(layer):
                 pool: Tensor = getattr(layer, name)
-                larger = pool.new_zeros(grown, *pool.shape[1:])
-                larger[:held] = pool
+                larger = pool.new_zeros(grown - _quantised_blocks(layer), *pool.shape[1:])
+                larger[: len(pool)] = pool
                 changes[name] = larger
             self._transient(sum(map(storage_bytes, changes.values())))
         columns = max(step.blocks - width, _SPARE_COLUMNS) if step.blocks > width else 0
@@ -216,12 +236,27 @@ class GrowingLayer:
         # The table insists on entries wherever there are tokens; the write sets those of the new blocks.
         entries[step.new_request, step.new_block] = 0
         changes["table"] = BlockTable(entries, self._lengths, self._domains, self._block_size)
-        if isinstance(layer, FusedLayer):
+        if isinstance(layer, FusedLayer | QuantisedLayer):
             changes["k_scale"] = _widen(layer.k_scale, columns, 1.0)
             changes["v_scale"] = _widen(layer.v_scale, columns, 1.0)
             if layer.reading is not None:
                 changes["reading"] = _widen_reading(layer.reading, columns)
         self._layer = replace(layer, **changes)
+
+
+def _written(layer: Layer) -> tuple[str, str]:
+    """The pools that tokens are written to: quantised blocks never are."""
+    return ("k_tail", "v_tail") if isinstance(layer, QuantisedLayer) else ("k", "v")
+
+
+def _quantised_blocks(layer: Layer) -> int:
+    """Blocks whose physical ids come before those of the pools that are written to."""
+    return len(layer.k.codes) if isinstance(layer, QuantisedLayer) else 0
+
+
+def _blocks(layer: Layer) -> int:
+    """Physical blocks, in use or not."""
+    return _quantised_blocks(layer) + len(getattr(layer, _written(layer)[0]))
 
 
 def storage_bytes(tensor: Tensor) -> int:

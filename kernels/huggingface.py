@@ -12,9 +12,10 @@ needed is given back. Decoding reads the fused blocks through a block table.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -32,7 +33,9 @@ from ratedist.kernels._huggingface_model import (
 )
 from ratedist.kernels.attention import BACKENDS, paged_attention
 from ratedist.kernels.fuse import fuse
-from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.layout import BlockTable, PagedLayer
+from ratedist.kernels.quantised import BITS, Layer
+from ratedist.kernels.rotary import Rotary
 
 __all__ = ["ATTENTION", "CacheReport", "FusedCache", "LayerReport", "default_layers", "fused_generation"]
 
@@ -139,6 +142,7 @@ class FusedCache:
         domains: Sequence[int] | None = None,
         block_size: int = 16,
         attention_backend: str = "auto",
+        bits: int | None = None,
         **fuse_options: Any,
     ) -> None:
         """Start empty, for one batch.
@@ -154,6 +158,8 @@ class FusedCache:
                 requests are in one.
             block_size: tokens per block.
             attention_backend: as ``ratedist.kernels.attention.paged_attention``.
+            bits: 8 or 4 to quantise the full blocks that fusion keeps, see ``ratedist.kernels.quantised``;
+                None leaves them as they are.
             **fuse_options: further arguments of ``fuse`` (variant, criterion, scale, backend …).
 
         Raises:
@@ -173,8 +179,11 @@ class FusedCache:
         if threshold is not None:
             _try_options(self._options, shape, block_size)
             self._chosen = default_layers(shape.layers) if layers is None else _layers(layers, shape.layers)
-        elif layers is not None or fuse_options:
-            raise InputError("threshold", None, "fuses nothing; give one, or no layers and fusion options")
+        elif layers is not None or bits is not None or fuse_options:
+            raise InputError("threshold", None, "fuses nothing; give one, or neither layers nor options")
+        if bits is not None and bits not in BITS:
+            raise InputError("bits", bits, f"must be one of {', '.join(map(str, BITS))}, or None")
+        self._bits = bits
         self._domains = None if domains is None else _domains(domains)
         # What transformers' Cache looks at where this class does not override it.
         self.offloading = False
@@ -210,7 +219,7 @@ class FusedCache:
         """Tokens held of each request, padding left out."""
         return [int(length) for length in self._lengths.tolist()]
 
-    def layer(self, index: int) -> PagedLayer | FusedLayer:
+    def layer(self, index: int) -> Layer:
         """One layer as attention reads it now: the pool itself with a copy of the table.
 
         Raises:
@@ -223,15 +232,13 @@ class FusedCache:
         layer = self.layers[index].layer
         table = layer.table
         copy = BlockTable(table.entries.clone(), table.lengths.clone(), table.domains, table.block_size)
-        if isinstance(layer, FusedLayer):
-            return FusedLayer(layer.k, layer.v, copy, layer.k_scale, layer.v_scale, layer.reading)
-        return PagedLayer(layer.k, layer.v, copy)
+        return replace(layer, table=copy)
 
     def resident_bytes(self) -> int:
         """Bytes of the storages of all tensors that the cache holds: pools, tables, scales and lengths."""
         storages = {
             tensor.untyped_storage().data_ptr(): storage_bytes(tensor)
-            for tensor in (self._lengths, self._domain_ids, *self._step_tensors(), *self._layer_tensors())
+            for tensor in (*self._own_tensors(), *self._layer_tensors())
             if tensor.numel()
         }
         return sum(storages.values())
@@ -243,7 +250,7 @@ class FusedCache:
             blocks = int(((self._lengths + self._block_size - 1) // self._block_size).sum())
             for growing in self.layers:
                 pool = growing.layer.k
-                unfused += 2 * blocks * pool[0].numel() * pool.element_size()
+                unfused += 2 * blocks * math.prod(pool.shape[1:]) * pool.dtype.itemsize
         resident = self.resident_bytes()
         return CacheReport(
             requests=len(self._lengths),
@@ -582,7 +589,7 @@ class FusedCache:
 
     def _fuse(self) -> None:
         for index in self._chosen:
-            outcome = self.layers[index].fuse(self._options | {"layer_name": index})
+            outcome = self.layers[index].fuse(self._options | {"layer_name": index}, self._bits)
             self._outcomes[index] = outcome
         self._fused = True
 
@@ -593,9 +600,14 @@ class FusedCache:
         for growing in self.layers:
             yield from growing.tensors()
 
-    def _step_tensors(self) -> Iterator[Tensor]:
-        if self._step is not None:
-            yield from (value for value in vars(self._step).values() if isinstance(value, Tensor))
+    def _own_tensors(self) -> Iterator[Tensor]:
+        """What does not belong to a layer: lengths, domains, the plan of the last pass, fusion's options."""
+        yield from (self._lengths, self._domain_ids)
+        for holder in (self._options, {} if self._step is None else vars(self._step)):
+            yield from (value for value in holder.values() if isinstance(value, Tensor))
+        rotary = self._options.get("rotary")
+        if isinstance(rotary, Rotary):
+            yield rotary.inverse_frequencies
 
 
 def default_layers(layers: int) -> tuple[int, ...]:

@@ -46,6 +46,9 @@ def generate(
         str, typer.Option("--criterion", help="What is compared: keys, both and others that fuse knows.")
     ] = "keys",
     scale: Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")] = "own-norm",
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="Quantise the full blocks that fusion keeps: 8 or 4.")
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +123,7 @@ def generate(
             variant=variant,
             criterion=criterion,
             scale=scale,
+            bits=bits,
         )
     if out is not None:
         write_record(record, out, force=force)

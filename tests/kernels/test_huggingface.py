@@ -16,6 +16,8 @@ from torch import Tensor
 from ratedist.kernels.fuse import Fusion, fuse
 from ratedist.kernels.huggingface import FusedCache, fused_generation
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
+from ratedist.kernels.quantised import Layer, QuantisedLayer, read_layer_blocks
+from ratedist.kernels.rotary import Rotary
 
 BLOCK = 4
 CHOSEN = (2, 3)
@@ -176,6 +178,66 @@ def test_fused_generation_is_that_on_the_restored_cache(family: str, options: di
     assert not torch.allclose(unfused.logits[-1], found.logits[-1], atol=1e-4)  # fusion is felt
 
 
+def read_back(layer: Layer, dense: Tensor, part: str) -> Tensor:
+    """The dense keys or values as the library reads a layer, padding left alone."""
+    result = dense.clone()
+    width = layer.table.entries.shape[1]
+    for row, length in enumerate(layer.table.lengths.tolist()):
+        logical = torch.arange(-(-length // BLOCK)) + row * width
+        tokens = read_layer_blocks(layer, part, logical).flatten(0, 1)[:length]
+        result[row, :, dense.shape[2] - length :] = tokens.transpose(0, 1)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [
+        ({"threshold": 0.6}, 8),
+        ({"threshold": 1.0}, 4),
+        ({"threshold": 0.6, "max_absorbed_share": 0.5}, None),
+        ({"threshold": 0.6, "centre": "position"}, None),
+        ({"threshold": 0.6, "rotary": Rotary.from_base(10000.0, 8), "centre": "layer"}, 8),
+    ],
+    ids=["8 bits", "4 bits", "cap", "centre", "rotary, centre, 8 bits"],
+)
+def test_quantised_turned_and_centred_blocks_are_read_as_they_say(
+    options: dict[str, Any], bits: int | None
+) -> None:
+    """Decoding, which appends to such a layer, against a dense cache read back from it once."""
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    model = model_of("llama")
+    inputs = padded(related_prompts((33, 26, 33, 14), changed=0.3))
+    mask = inputs["attention_mask"]
+    cache = FusedCache(model, block_size=BLOCK, bits=bits, **options)
+    dense = Cache(layer_class_to_replicate=DynamicLayer)
+    with torch.no_grad():
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        for either in (cache, dense):
+            model(**inputs, position_ids=position, past_key_values=either)
+        before = cache.resident_bytes()
+        cache.fuse()
+        for index in CHOSEN:
+            layer = dense.layers[index]
+            fused = cache.layer(index)
+            assert isinstance(fused, QuantisedLayer) == (bits is not None)
+            layer.keys = read_back(fused, layer.keys, "k")
+            layer.values = read_back(fused, layer.values, "v")
+        assert cache.resident_bytes() == reachable_bytes(cache) < before
+        for step in range(2 * BLOCK + 2):
+            mask = torch.cat((mask, mask.new_ones(4, 1)), dim=1)
+            one = {
+                "input_ids": torch.full((4, 1), 17 + step),
+                "attention_mask": mask,
+                "position_ids": mask.sum(1, keepdim=True) - 1,
+            }
+            ours, theirs = (model(**one, past_key_values=either).logits for either in (cache, dense))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert cache.resident_bytes() == reachable_bytes(cache)
+    for layer_report in cache.report().layers:
+        assert layer_report.kept < layer_report.candidates
+
+
 def reachable_bytes(start: object) -> int:
     """Storage of every tensor that is reachable from an object: whatever the cache may have forgotten."""
     seen: set[int] = set()
@@ -259,6 +321,18 @@ def test_decoding_writes_no_fused_block_and_grows_by_little() -> None:
         later = layer.table.entries[:, 8:].flatten()
         later = later[later >= 0]
         assert len(later.unique()) == len(later)
+
+
+def test_a_pool_that_grows_counts_twice_towards_the_peak() -> None:
+    model = model_of("llama")
+    cache = FusedCache(model, threshold=None, block_size=BLOCK)
+    with torch.no_grad():
+        model(input_ids=torch.ones(2, 8 * BLOCK, dtype=torch.long), past_key_values=cache)
+        old = 2 * cache.layer(LAYERS - 1).k.untyped_storage().nbytes()
+        model(input_ids=torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
+    report = cache.report()
+    # The last layer grew when all others had: its old pool comes on top of what is left.
+    assert report.peak_bytes == pytest.approx(report.resident_bytes + old, rel=0.01)
 
 
 def test_domains_do_not_share() -> None:

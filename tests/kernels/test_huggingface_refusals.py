@@ -43,6 +43,8 @@ def generate(model: Any, cache: FusedCache, **options: Any) -> Any:
         ({"layers": [-1]}, "must be indices of the model's"),
         ({"layers": [True]}, "must be indices of the model's"),
         ({"layers": [2, 2]}, "names a layer twice"),
+        ({"bits": 2}, "bits = 2: must be one of 8, 4, or None"),
+        ({"threshold": None, "bits": 8}, "threshold = None: fuses nothing"),
         ({"domains": [0.5, 1]}, "domains = .*must be integers"),
         ({"threshold": None, "layers": [2]}, "threshold = None: fuses nothing"),
         ({"threshold": None, "variant": "tree"}, "threshold = None: fuses nothing"),
@@ -276,6 +278,8 @@ def test_a_pass_that_stopped_midway() -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(broken, cache)
     handle.remove()
+    broken(**PROMPTS)  # the next pass, with a cache of its own, has the model's own attention again
+    assert broken.config._attn_implementation == "sdpa"
     with pytest.raises(RatedistError, match=r"stopped before its last layer.*reset\(\) the cache"):
         generate(broken, cache)
     cache.reset()

@@ -179,13 +179,16 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def test_command(command: Any, tmp_path: Path) -> None:
     out = tmp_path / "record.json"
     code, printed, err = command(
-        "--workload", "templates", "--requests", 3, "--tokens", 40, "--new-tokens", 4, "--out", out, "--json"
+        "--workload", "templates", "--requests", 3, "--tokens", 40, "--new-tokens", 4, "--bits", 8,
+        "--out", out, "--json",
     )  # fmt: skip
     assert code == 0, err
     record = read_record(out, SCHEMA)
     assert json.loads(printed)["rows"] == record.rows
     assert record.provenance["workload"] == "templates"
     assert len(record.rows[2]["fusion"]["layers"]) == 3
+    assert record.provenance["fuse_options"]["bits"] == 8
+    assert record.rows[2]["cache_bytes"] < 0.6 * record.rows[1]["cache_bytes"]
     code, _, err = command("--workload", "templates", "--out", out)
     assert code == 2
     assert "exists already" in err
