@@ -21,7 +21,7 @@ import numpy as np
 from ratedist.errors import InputError, RatedistError
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
-from ratedist.predictors import PairSample, Prediction
+from ratedist.predictors import PairSample, Prediction, held_out_errors
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.compare import LayerCell, Plan, Split, compare_layer
 from ratedist.validate.manifest import Manifest
@@ -31,6 +31,7 @@ from ratedist.validate.scored_layer import ScoredLayer, select_requests
 from ratedist.validate.suite import Suite
 
 __all__ = [
+    "CHOICE_SPLITS",
     "Calibration",
     "check_size",
     "draw_calibration",
@@ -42,6 +43,12 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
+
+CHOICE_SPLITS = 1
+"""Random splits of the calibration requests, in every cell, by which a predictor is chosen."""
+
+_FAILURES = (RatedistError, ArithmeticError, ValueError, IndexError)
+"""What a predictor may stumble over."""
 
 
 def draw_split(manifest: Manifest, n: int, m: int, seed: int) -> Split:
@@ -128,6 +135,15 @@ def split_cell(
     }
     sample, reason, seconds = _sample(calibration.layer)
     results = []
+    within: dict[tuple[str, str], dict[str, list[float] | None]] = {}
+    start = time.process_time()
+    if sample is not None and calibration.workload == manifest.workload:
+        within = {
+            (variant, criterion): _errors_within(sample, plan, variant, criterion, m / n)
+            for variant in plan.variants
+            for criterion in plan.criteria
+        }
+    choice_seconds = time.process_time() - start
     for criterion in plan.criteria:
         predicted: dict[str, dict[str, Json]] = {variant: {} for variant in plan.variants}
         for name in plan.predictors:
@@ -148,6 +164,7 @@ def split_cell(
                 "criterion": criterion,
                 "measured": [asdict(measurement) for measurement in measured[variant, criterion]],
                 "predicted": predicted[variant],
+                "held_out": within.get((variant, criterion), {}),
             }
             for variant in plan.variants
         ]
@@ -164,6 +181,7 @@ def split_cell(
         "calibration": list(calibration.requests),
         "held_out": list(held_out),
         "calibration_pairs": 0 if sample is None else int(sample.comparable.sum()) // 2,
+        "choice_seconds": round(choice_seconds, 4),
         "calibration_bytes": blocks * 2 * layer.block_dim * layer.k.element_size(),
         "results": results,
     }
@@ -268,12 +286,44 @@ def _sample(calibration: PagedLayer) -> tuple[PairSample | None, str, float]:
         return None, str(error), time.process_time() - start
 
 
+def _errors_within(
+    sample: PairSample, plan: Plan, variant: str, criterion: str, ratio: float
+) -> dict[str, list[float] | None]:
+    """Errors of every predictor within the calibration requests, by which one is chosen.
+
+    None for a predictor that fails there; nothing where no domain has the four requests that it takes.
+    """
+    requests = np.unique(np.stack([sample.domain, sample.request]), axis=1)[0]
+    if np.unique(requests, return_counts=True)[1].max() < 4:
+        return {}
+    found: dict[str, list[float] | None] = {}
+    for name in plan.predictors:  # one by one, with the same splits: one that fails spoils no other
+        try:
+            (error,) = held_out_errors(
+                sample,
+                plan.thresholds,
+                variant=variant,
+                criterion=criterion,
+                scale=plan.scale,
+                ratio=ratio,
+                predictors=(name,),
+                splits=CHOICE_SPLITS,
+                seed=plan.seed,
+            )
+        except _FAILURES:
+            found[name] = None
+        else:
+            usable = bool(np.isfinite(error.errors).all())
+            found[name] = [round(float(value), 6) for value in error.errors] if usable else None
+    return found
+
+
 def _predict(sample: PairSample, held_out: BlockTable, index: int, plan: Plan) -> dict[str, Json]:
     """By variant, the prediction of one predictor under one criterion, or why there is none."""
     try:
         cells = compare_layer(sample, held_out, index, plan, lambda variant, criterion: [])
     # Whatever a predictor stumbles over is its own failure: it stands in its row, and the others go on.
-    except (RatedistError, ArithmeticError, ValueError, IndexError) as error:
+    except _FAILURES as error:
         if len(plan.variants) == 1:
             return {plan.variants[0]: {"refused": f"{type(error).__name__}: {error}"}}
         each = [_predict(sample, held_out, index, replace(plan, variants=(v,))) for v in plan.variants]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ratedist.errors import InputError
+from ratedist.predictors import HeldOutError, best_of
 from ratedist.suite_record import Columns, as_column
 from ratedist.validate.compare import Split, cell_rows
 from ratedist.validate.measure import runtime_for
@@ -19,7 +21,54 @@ from ratedist.validate.suite_folder import CellKey, SuiteFolder
 from ratedist.validate.suite_run import LayerWork
 from ratedist.validate.summary import HIGHEST_SHARE, LOWEST_COMPRESSION
 
-__all__ = ["collect"]
+__all__ = ["Choice", "choose", "collect"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which predictor was chosen, and by what.
+
+    Attributes:
+        chosen: name of the one with the smallest error; None where there were too few requests to tell.
+        errors: by name, the mean of |ln(predicted kept / kept)| within the calibration requests over all
+            splits, layers and thresholds; None for a predictor that failed in one of them.
+        seconds: processor seconds that it took in all.
+    """
+
+    chosen: str | None
+    errors: dict[str, float | None]
+    seconds: float
+
+
+def choose(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Choice:
+    """Choose a predictor by its errors on calibration requests it was not shown, over all finished cells.
+
+    Nothing that was measured on other requests is looked at (``ratedist.predictors.held_out_errors``).
+    """
+    found: dict[str, list[float]] = {name: [] for name in suite.predictors}
+    failed: set[str] = set()
+    seconds = 0.0
+    for item in work:
+        for key in item.splits:
+            if key.source is not None or not folder.has(key):
+                continue
+            cell = folder.read(key)
+            seconds += cell["choice_seconds"]
+            for result in cell["results"]:
+                for name, errors in result["held_out"].items():
+                    if errors is None:
+                        failed.add(name)
+                    else:
+                        found[name] += errors
+    tried = [
+        HeldOutError(name, np.array(errors), 0.0)
+        for name, errors in found.items()
+        if errors and name not in failed
+    ]
+    means = {error.predictor: error.score for error in tried}
+    return Choice(
+        best_of(tried) if tried else None, {name: means.get(name) for name in suite.predictors}, seconds
+    )
 
 
 def collect(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Columns:

@@ -17,6 +17,7 @@ from ratedist.validate.compare import check_captures, default_layers
 from ratedist.validate.manifest import Manifest, without_files
 from ratedist.validate.models import LoadedModel
 from ratedist.validate.protocol import (
+    CHOICE_SPLITS,
     Calibration,
     check_size,
     draw_calibration,
@@ -152,6 +153,7 @@ def suite_settings(suite: Suite, captures: Sequence[Capture]) -> dict[str, Any]:
         "scale": suite.scale,
         "predictors": list(suite.predictors),
         "noise_draws": suite.noise_draws,
+        "choice_splits": CHOICE_SPLITS,
         "version": metadata.version("ratedist"),
     }
 

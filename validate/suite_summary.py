@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ratedist.records import provenance
 from ratedist.suite_record import Columns, SuiteRecord
 from ratedist.validate.suite import Suite
 from ratedist.validate.suite_folder import SuiteFolder
-from ratedist.validate.suite_rows import collect
+from ratedist.validate.suite_rows import Choice, choose, collect
 from ratedist.validate.suite_run import LayerWork, fingerprint
 from ratedist.validate.summary import ALL
 
@@ -48,7 +49,6 @@ def make_record(
     work: Sequence[LayerWork],
     folder: SuiteFolder,
     *,
-    chosen: str | None = None,
     command: list[str] | None = None,
 ) -> SuiteRecord:
     """The record of all finished cells of a suite.
@@ -57,13 +57,14 @@ def make_record(
         suite: that was run.
         work: its cells, finished or not.
         folder: that holds the finished ones.
-        chosen: name of the predictor that was chosen, not by the errors in this record.
         command: what the record names as the command that made it; this process's own where None.
 
     Raises InputError where no split is finished.
     """
     columns = collect(suite, work, folder)
-    summary = summarise_suite(columns, chosen)
+    choice = choose(suite, work, folder)
+    chosen = choice.chosen
+    summary = summarise_suite(columns, choice)
     goals = goals_of(summary)
     keys = [key for item in work for key in (*item.noise, *item.splits)]
     finished = sum(folder.has(key) for key in keys)
@@ -95,6 +96,7 @@ def make_record(
                 workload: sorted({item.layer for item in work if item.capture.manifest.workload == workload})
                 for workload in dict.fromkeys(item.capture.manifest.workload for item in work)
             },
+            choice=asdict(choice),
             cells={"finished": finished, "all": len(keys)},
             rechecked={
                 "fusions": len(checks),
@@ -109,12 +111,12 @@ def make_record(
     )
 
 
-def summarise_suite(columns: Columns, chosen: str | None = None) -> list[dict[str, Any]]:
+def summarise_suite(columns: Columns, choice: Choice | None = None) -> list[dict[str, Any]]:
     """Errors by workload, split and predictor, then over all workloads, and there by variant and criterion.
 
     Args:
         columns: rows of a suite.
-        chosen: name of the predictor that was chosen, not by these errors.
+        choice: of a predictor, not by these errors.
 
     Returns:
         Entries with ``workload`` (``"all"`` for all), ``n``, ``m``, ``variant`` and ``criterion`` (None for
@@ -128,7 +130,7 @@ def summarise_suite(columns: Columns, chosen: str | None = None) -> list[dict[st
           show that knew the workload exactly; ``median_over_noise`` and ``p90_over_noise``, the ratios;
         - ``band_coverage``, the share of rows whose band holds the measurement, of those that have one;
         - ``calibration_seconds``, the median per layer and criterion;
-        - ``chosen``, on rows over all workloads alone.
+        - ``chosen`` and ``held_out_error``, the error it was chosen by, on rows over all workloads alone.
     """
     columns = {
         name: column[columns["calibrated_on"] == columns["workload"]] for name, column in columns.items()
@@ -171,7 +173,8 @@ def summarise_suite(columns: Columns, chosen: str | None = None) -> list[dict[st
                     "calibration_seconds": _finite(float(np.median(columns["calibration_seconds"][rows]))),
                 }
                 if workload == ALL:
-                    entry["chosen"] = predictor == chosen
+                    entry["chosen"] = choice is not None and predictor == choice.chosen
+                    entry["held_out_error"] = None if choice is None else choice.errors.get(predictor)
                 entries.append(entry)
     return entries
 

@@ -12,7 +12,7 @@ import pytest
 
 from ratedist.errors import InputError, RatedistError
 from ratedist.kernels.fuse import fuse
-from ratedist.predictors import Predictor, predictor_class
+from ratedist.predictors import Predictor, held_out_errors, predictor_class
 from ratedist.suite_record import SuiteRecord, read_suite_record, write_suite_record
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.noise import noise_floor
@@ -342,6 +342,43 @@ def test_predictions_are_transferred_from_one_workload_to_another(captures, tmp_
     assert "transferred between 1 pairs of workloads" in record.words[-1]
 
 
+def test_a_predictor_is_chosen_within_the_calibration_requests(make_capture, tmp_path: Path) -> None:
+    """The errors are those that held_out_errors gives for the calibration requests of every cell, joined;
+    what is measured on other requests does not matter."""
+    capture = make_capture(lengths=(64,) * 12, layers=(2, 3))
+    suite = small_suite(tasks=(Task(("all",), ((5, 4),), "all"),))
+    record = run(suite, [capture], tmp_path)
+    errors: dict[str, list[float]] = {name: [] for name in suite.predictors}
+    for layer in (2, 3):
+        for seed in suite.seeds:
+            requests = draw_split(capture.manifest, 5, 4, seed).calibration
+            sample = pair_sample(capture.layer(layer, requests))
+            for variant in suite.variants:
+                for criterion in suite.criteria:
+                    for error in held_out_errors(
+                        sample,
+                        suite.thresholds,
+                        variant=variant,
+                        criterion=criterion,
+                        ratio=4 / 5,
+                        predictors=suite.predictors,
+                        splits=1,
+                        seed=seed,
+                    ):
+                        errors[error.predictor] += error.errors.tolist()
+    means = {name: np.mean(found) for name, found in errors.items()}
+    choice = record.provenance["choice"]
+    assert choice["chosen"] == min(means, key=lambda name: means[name])
+    assert choice["errors"] == {name: pytest.approx(value, abs=1e-5) for name, value in means.items()}
+    assert choice["seconds"] > 0
+    marked = {
+        e["predictor"]: (e["chosen"], e["held_out_error"]) for e in record.summary if e["workload"] == "all"
+    }
+    assert marked == {name: (name == choice["chosen"], choice["errors"][name]) for name in suite.predictors}
+    few = small_suite(tasks=(Task(("all",), ((3, 4),), (2,)),))
+    assert run(few, [capture], tmp_path / "few").provenance["choice"]["chosen"] is None
+
+
 class Stumbling(Predictor):
     """Fails in the tree variant; gives no number in the other."""
 
@@ -363,8 +400,10 @@ def test_a_predictor_that_fails_stands_in_its_rows(captures, tmp_path: Path, mon
     from ratedist import predictors
 
     monkeypatch.setitem(predictors.PREDICTORS, "stumbling", Stumbling)
-    suite = small_suite(predictors=("position-marked", "stumbling"), seeds=(0,))
+    task = Task(("all",), ((4, 5),), (2, 3))
+    suite = small_suite(tasks=(task,), predictors=("position-marked", "stumbling"), seeds=(0,))
     record = run(suite, captures, tmp_path)
+    assert record.provenance["choice"]["chosen"] == "position-marked"
     failed = [row for row in record.rows if row["predictor"] == "stumbling"]
     assert len(failed) == len(record.rows) / 2
     assert all(row["compression_predicted"] is None and row["abs_log_ratio"] is None for row in failed)
@@ -374,6 +413,7 @@ def test_a_predictor_that_fails_stands_in_its_rows(captures, tmp_path: Path, mon
     entry = next(e for e in record.summary if e["workload"] == "all" and e["predictor"] == "stumbling")
     assert entry["refused"] == entry["rows"] > 0
     assert entry["median_abs_log_ratio"] is None
+    assert record.provenance["choice"]["errors"]["stumbling"] is None
     assert any(sentence.startswith("stumbling predicted nothing in") for sentence in record.words)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ratedist.suite_record import Columns, as_column
+from ratedist.validate.suite_rows import Choice
 from ratedist.validate.suite_summary import describe, goals_of, summarise_suite
 
 
@@ -45,7 +46,7 @@ def test_quantiles_of_errors_and_of_noise_over_rows_that_count() -> None:
     rows = [{"error": e, "noise_draw": e / 4} for e in errors]
     rows += [{"error": 9.0, "noise_draw": 9.0, "counts": 0}]
     rows += [{"error": 0.9, "workload": "v"}, {"error": 0.4, "m": 64}, {"error": 0.0, "predictor": "q"}]
-    summary = summarise_suite(columns(*rows), chosen="p")
+    summary = summarise_suite(columns(*rows), Choice("p", {"p": 0.07, "q": 0.2}, 1.0))
     own = entry(summary, workload="w")
     assert own["median_abs_log_ratio"] == pytest.approx(0.2)
     assert own["p90_abs_log_ratio"] == pytest.approx(0.2 + 0.8 * 0.1)
@@ -56,10 +57,12 @@ def test_quantiles_of_errors_and_of_noise_over_rows_that_count() -> None:
     assert (own["rows"], own["refused"]) == (3, 0)
     assert own["calibration_seconds"] == 0.5
     assert "chosen" not in own
+    assert "held_out_error" not in own
     everywhere = entry(summary)
     assert everywhere["rows"] == 4
     assert everywhere["median_abs_log_ratio"] == pytest.approx(0.25)
     assert everywhere["chosen"] is True
+    assert everywhere["held_out_error"] == 0.07
     assert entry(summary, predictor="q")["chosen"] is False
     assert entry(summary, m=64)["median_abs_log_ratio"] == pytest.approx(0.4)
 
