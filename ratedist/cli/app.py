@@ -20,6 +20,7 @@ from ratedist.cli import (
     kernels,
     plan,
     quality,
+    report,
     serve,
     simulate,
     validate,
@@ -58,6 +59,7 @@ app.command("kernels")(kernels.kernels)
 app.command("validate", cls=ManyValuesCommand)(validate.validate)
 app.command("quality", cls=ManyValuesCommand)(quality.quality)
 app.command("plan", cls=ManyValuesCommand)(plan.plan)
+app.command("report")(report.report)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
 app.command("adapt", cls=ManyValuesCommand)(adapt.adapt)

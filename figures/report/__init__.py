@@ -1,0 +1,1 @@
+"""One self-contained page from result records: the answer first, then tables and figures."""
