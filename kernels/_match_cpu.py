@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ratedist.kernels.chunks import blocks_per_chunk
+from ratedist.kernels.matching import NO_LABEL
 from ratedist.kernels.scoring import Part, Scoring
 
-__all__ = ["best_match", "block_norms", "gather_blocks", "tile_shape"]
+__all__ = ["best_match", "block_norms", "gather_blocks", "lowest_label", "tile_shape"]
 
 _WORKING_SHARE = 0.09
 """Working memory of a match, as a share of the pool's keys and values."""
@@ -63,6 +64,26 @@ def best_match(scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Te
             torch.where(better, tile_best, best, out=best)
             torch.where(better, tile_position.add_(col_start), best_position, out=best_position)
     return score, position
+
+
+def lowest_label(scoring: Scoring, ids: Tensor, units: Tensor, labels: Tensor, limit: float) -> Tensor:
+    """Lowest label of a block of another unit above the limit; see ``ratedist.kernels.matching.Matcher``."""
+    lowest = torch.full_like(labels, NO_LABEL)
+    if len(ids) == 0:
+        return lowest
+    tiles = _Tiles(scoring, len(ids), len(ids))
+    for row_start in range(0, len(ids), tiles.rows):
+        rows = slice(row_start, row_start + tiles.rows)
+        tiles.load_rows(ids[rows])
+        for col_start in range(0, len(ids), tiles.cols):
+            cols = slice(col_start, col_start + tiles.cols)
+            score = _least(tiles.scores(ids[cols]))
+            if tiles.row_factor is not None:
+                score.mul_(tiles.row_factor[:, None])
+            joined = (score.clamp_(max=1.0) > limit) & (units[rows, None] != units[None, cols])
+            found = torch.where(joined, labels[None, cols], NO_LABEL).amin(dim=1)
+            torch.minimum(lowest[rows], found, out=lowest[rows])
+    return lowest
 
 
 class _Tiles:
@@ -137,9 +158,7 @@ def _row_best(terms: list[Tensor], row_factor: Tensor | None) -> tuple[Tensor, T
         terms: (rows, columns) scores of each term.
         row_factor: (rows,) positive or 0, to multiply the scores with.
     """
-    lowest = terms[0]
-    for term in terms[1:]:
-        torch.minimum(lowest, term, out=lowest)
+    lowest = _least(terms)
     if row_factor is None:
         return lowest.clamp_(max=1.0).max(dim=1)
     # One factor per row does not move its maximum, so it is applied to the maximum alone.
@@ -151,6 +170,13 @@ def _row_best(terms: list[Tensor], row_factor: Tensor | None) -> tuple[Tensor, T
         clipped = lowest[above].mul_(row_factor[above, None]).clamp_(max=1.0)
         best[above], position[above] = clipped.max(dim=1)
     return best, position
+
+
+def _least(terms: list[Tensor]) -> Tensor:
+    """The minimum over the terms, in place of the first."""
+    for term in terms[1:]:
+        torch.minimum(terms[0], term, out=terms[0])
+    return terms[0]
 
 
 def tile_shape(scoring: Scoring) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Triton kernel for matching: the best match of every row block, without a matrix of scores.
+"""Triton kernels for matching: best matches, and labels of neighbours, without a matrix of scores.
 
 A tile of similarity products is formed, compared with the running best of its rows, and forgotten. This
 module is a ``Matcher`` (``ratedist.kernels.matching``).
@@ -7,7 +7,9 @@ module is a ``Matcher`` (``ratedist.kernels.matching``).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -24,9 +26,10 @@ from ratedist.kernels._launch_triton import (
     pool_unit,
     power_of_two,
 )
+from ratedist.kernels.matching import NO_LABEL
 from ratedist.kernels.scoring import Scoring
 
-__all__ = ["SPECIALISATIONS", "best_match", "block_norms", "gather_blocks"]
+__all__ = ["SPECIALISATIONS", "best_match", "block_norms", "gather_blocks", "lowest_label"]
 
 _BEYOND = tl.constexpr(2**31 - 1)
 
@@ -120,6 +123,69 @@ def _term_scores(
     return score
 
 
+@triton.jit
+def _scores(
+    first_pool: tl.tensor,
+    second_pool: tl.tensor,
+    norms: tl.tensor,
+    offset_units: tl.tensor,
+    stride_units: tl.tensor,
+    parts: tl.tensor,
+    norm_stride: tl.tensor,
+    row_id: tl.tensor,
+    col_id: tl.tensor,
+    dim_units: tl.tensor,
+    TWO_TERMS: tl.constexpr,
+    MANY: tl.constexpr,
+    DISTANCE: tl.constexpr,
+    UNIT: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """(BLOCK_M, BLOCK_N) float32: the least of the terms, at most 1."""
+    score = _term_scores(
+        first_pool,
+        norms,
+        offset_units,
+        stride_units,
+        parts,
+        norm_stride,
+        row_id,
+        col_id,
+        dim_units,
+        MANY,
+        DISTANCE,
+        UNIT,
+        UPCAST,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    if TWO_TERMS:
+        second = _term_scores(
+            second_pool,
+            norms + parts * norm_stride,
+            offset_units + parts,
+            stride_units + parts,
+            parts,
+            norm_stride,
+            row_id,
+            col_id,
+            dim_units,
+            MANY,
+            DISTANCE,
+            UNIT,
+            UPCAST,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+        )
+        score = tl.minimum(score, second)
+    return tl.minimum(score, 1.0)
+
+
 @kernel("first_pool", "second_pool")
 def _best_match_kernel(
     first_pool: tl.tensor,  # first part of the first term
@@ -155,8 +221,9 @@ def _best_match_kernel(
     for start in range(first, last, BLOCK_N):
         col = start + tl.arange(0, BLOCK_N)
         col_id = tl.load(cols + col, mask=col < last, other=0)
-        tile = _term_scores(
+        tile = _scores(
             first_pool,
+            second_pool,
             norms,
             offset_units,
             stride_units,
@@ -165,6 +232,7 @@ def _best_match_kernel(
             row_id,
             col_id,
             dim_units,
+            TWO_TERMS,
             MANY,
             DISTANCE,
             UNIT,
@@ -173,28 +241,8 @@ def _best_match_kernel(
             BLOCK_N,
             BLOCK_K,
         )
-        if TWO_TERMS:
-            second = _term_scores(
-                second_pool,
-                norms + parts * norm_stride,
-                offset_units + parts,
-                stride_units + parts,
-                parts,
-                norm_stride,
-                row_id,
-                col_id,
-                dim_units,
-                MANY,
-                DISTANCE,
-                UNIT,
-                UPCAST,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_K,
-            )
-            tile = tl.minimum(tile, second)
-        # Capped before it is compared, so that scores that only rounding tells from 1 tie.
-        tile = tl.where((col < last)[None, :], tl.minimum(tile, 1.0), float("-inf"))
+        # Capped at 1 before it is compared, so that scores that only rounding tells from 1 tie.
+        tile = tl.where((col < last)[None, :], tile, float("-inf"))
         tile_best = tl.max(tile, axis=1)
         tile_at = tl.min(tl.where(tile == tile_best[:, None], col[None, :], _BEYOND), axis=1)
         # Strictly greater: of equal scores the lowest column stays.
@@ -204,6 +252,69 @@ def _best_match_kernel(
     out = tl.program_id(1).to(tl.int64) * row_count + row
     tl.store(score + out, best, mask=row < row_count)
     tl.store(position + out, best_at, mask=row < row_count)
+
+
+@kernel("first_pool", "second_pool")
+def _lowest_label_kernel(
+    first_pool: tl.tensor,  # first part of the first term
+    second_pool: tl.tensor,  # first part of the second term; not read where there is none
+    norms: tl.tensor,  # (terms * parts, norm_stride) float32
+    offset_units: tl.tensor,  # (terms * parts,) int64 from the first part of the term
+    stride_units: tl.tensor,  # (terms * parts,) int64
+    ids: tl.tensor,  # (count,) int64 physical ids
+    units: tl.tensor,  # (count,) int32
+    labels: tl.tensor,  # (count,) int32
+    lowest: tl.tensor,  # (splits, count) int32
+    limit: tl.float32,
+    parts: tl.int32,
+    norm_stride: tl.int64,
+    count: tl.int32,
+    cols_per_split: tl.int32,
+    dim_units: tl.int32,
+    TWO_TERMS: tl.constexpr,
+    MANY: tl.constexpr,
+    DISTANCE: tl.constexpr,
+    UNIT: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_id = tl.load(ids + row, mask=row < count, other=0)
+    row_unit = tl.load(units + row, mask=row < count, other=0)
+    first = tl.program_id(1) * cols_per_split
+    last = tl.minimum(first + cols_per_split, count)
+    found = tl.full([BLOCK_M], _BEYOND, dtype=tl.int32)
+    for start in range(first, last, BLOCK_N):
+        col = start + tl.arange(0, BLOCK_N)
+        col_id = tl.load(ids + col, mask=col < last, other=0)
+        col_unit = tl.load(units + col, mask=col < last, other=0)
+        label = tl.load(labels + col, mask=col < last, other=_BEYOND)
+        tile = _scores(
+            first_pool,
+            second_pool,
+            norms,
+            offset_units,
+            stride_units,
+            parts,
+            norm_stride,
+            row_id,
+            col_id,
+            dim_units,
+            TWO_TERMS,
+            MANY,
+            DISTANCE,
+            UNIT,
+            UPCAST,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+        )
+        joined = (tile > limit) & (row_unit[:, None] != col_unit[None, :])
+        found = tl.minimum(found, tl.min(tl.where(joined, label[None, :], _BEYOND), axis=1))
+    out = tl.program_id(1).to(tl.int64) * count + row
+    tl.store(lowest + out, found, mask=row < count)
 
 
 _FORMS = {
@@ -217,32 +328,31 @@ _FORMS = {
 layers are a mean too."""
 
 
-@functools.cache
-def _specialisation(dtype: torch.dtype, form: tuple[int, bool, bool]) -> Specialisation:
-    pool, ids = f"*{DTYPES[dtype]}", "*i64"
+_SYMMETRIC = ((1, False, False), (2, False, False), (1, True, False))
+"""Forms whose components are asked for."""
+
+_OPERANDS = {
+    "norms": "*fp32",
+    "offset_units": "*i64",
+    "stride_units": "*i64",
+    "parts": "i32",
+    "norm_stride": "i64",
+    "dim_units": "i32",
+}
+"""What both kernels take beside the pools."""
+
+
+def _specialise(
+    kernel: Any, name: str, dtype: torch.dtype, form: tuple[int, bool, bool], types: dict[str, str]
+) -> Specialisation:
+    pool = f"*{DTYPES[dtype]}"
     low = dtype != torch.float32
     terms, many, distance = form
     return Specialisation(
-        kernel=_best_match_kernel,
-        name=f"best_match[{_FORMS[form]}]",
+        kernel=kernel,
+        name=f"{name}[{_FORMS[form]}]",
         dtype=dtype,
-        types={
-            "first_pool": pool,
-            "second_pool": pool,
-            "norms": "*fp32",
-            "offset_units": ids,
-            "stride_units": ids,
-            "rows": ids,
-            "cols": ids,
-            "score": "*fp32",
-            "position": "*i32",
-            "parts": "i32",
-            "norm_stride": "i64",
-            "row_count": "i32",
-            "col_count": "i32",
-            "cols_per_split": "i32",
-            "dim_units": "i32",
-        },
+        types={"first_pool": pool, "second_pool": pool, **_OPERANDS, **types},
         aligned=("first_pool", "second_pool"),
         constexprs={
             "TWO_TERMS": terms == 2,
@@ -261,8 +371,39 @@ def _specialisation(dtype: torch.dtype, form: tuple[int, bool, bool]) -> Special
     )
 
 
-SPECIALISATIONS = tuple(_specialisation(dtype, form) for dtype in DTYPES for form in _FORMS)
-"""Everything that the launcher below can pick."""
+@functools.cache
+def _match_specialisation(dtype: torch.dtype, form: tuple[int, bool, bool]) -> Specialisation:
+    types = {
+        "rows": "*i64",
+        "cols": "*i64",
+        "score": "*fp32",
+        "position": "*i32",
+        "row_count": "i32",
+        "col_count": "i32",
+        "cols_per_split": "i32",
+    }
+    return _specialise(_best_match_kernel, "best_match", dtype, form, types)
+
+
+@functools.cache
+def _label_specialisation(dtype: torch.dtype, form: tuple[int, bool, bool]) -> Specialisation:
+    types = {
+        "ids": "*i64",
+        "units": "*i32",
+        "labels": "*i32",
+        "lowest": "*i32",
+        "limit": "fp32",
+        "count": "i32",
+        "cols_per_split": "i32",
+    }
+    return _specialise(_lowest_label_kernel, "lowest_label", dtype, form, types)
+
+
+SPECIALISATIONS = (
+    *(_match_specialisation(dtype, form) for dtype in DTYPES for form in _FORMS),
+    *(_label_specialisation(dtype, form) for dtype in DTYPES for form in _SYMMETRIC),
+)
+"""Everything that the launchers below can pick."""
 
 
 def best_match(scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,25 +421,10 @@ def best_match(scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Te
     Raises:
         InputError: a pool that the kernels cannot read.
     """
-    operands = _operands(scoring)
-    dtype, device = scoring.first.dtype, scoring.first.device
+    operands, device = _operands(scoring), scoring.first.device
     row_count, col_count = rows.shape[0], cols.shape[0]
-    form = (len(scoring.terms), len(scoring.terms[0]) > 1, scoring.distance)
-    specialisation = _specialisation(dtype, form)
-    if INTERPRETED:
-        specialisation = specialisation.with_constexprs(
-            UNIT=operands.unit,
-            UPCAST=dtype == torch.bfloat16,
-            # As large as the data, as operations are what the interpreter takes time for; loads of 2^19.
-            BLOCK_M=power_of_two(row_count, 16, 128),
-            BLOCK_N=power_of_two(col_count, 16, 128),
-            BLOCK_K=power_of_two(operands.dim, 16, 4096),
-        )
-    tile = specialisation.constexprs
-    row_tiles = triton.cdiv(row_count, tile["BLOCK_M"])
-    col_tiles = triton.cdiv(col_count, tile["BLOCK_N"])
-    splits = _splits(row_tiles, col_tiles, device)
-    cols_per_split = triton.cdiv(col_tiles, splits) * tile["BLOCK_N"]
+    specialisation = _tiled(_match_specialisation, scoring, operands, row_count, col_count)
+    row_tiles, splits, cols_per_split = _grid(specialisation, row_count, col_count, device)
     score = torch.empty((splits, row_count), dtype=torch.float32, device=device)
     position = torch.empty((splits, row_count), dtype=torch.int32, device=device)
     specialisation.launch(
@@ -316,8 +442,64 @@ def best_match(scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Te
         return score[0], position[0].long()
     # Splits hold ascending columns and a tie goes to the lowest, so the lowest position that attains it.
     best = score.amax(dim=0)
-    beyond = torch.iinfo(torch.int32).max
-    return best, position.masked_fill(score < best, beyond).amin(dim=0).long()
+    return best, position.masked_fill(score < best, NO_LABEL).amin(dim=0).long()
+
+
+def lowest_label(scoring: Scoring, ids: Tensor, units: Tensor, labels: Tensor, limit: float) -> Tensor:
+    """Lowest label of a block of another unit above the limit; see ``Matcher.lowest_label``.
+
+    Raises:
+        InputError: a pool that the kernels cannot read.
+    """
+    operands, device, count = _operands(scoring), scoring.first.device, ids.shape[0]
+    specialisation = _tiled(_label_specialisation, scoring, operands, count, count)
+    row_tiles, splits, cols_per_split = _grid(specialisation, count, count, device)
+    lowest = torch.empty((splits, count), dtype=torch.int32, device=device)
+    specialisation.launch(
+        (row_tiles, splits),
+        **operands.arguments,
+        ids=ids.contiguous(),
+        units=units.contiguous(),
+        labels=labels.contiguous(),
+        lowest=lowest,
+        limit=limit,
+        count=count,
+        cols_per_split=cols_per_split,
+    )
+    return lowest.amin(dim=0)
+
+
+def _tiled(
+    specialise: Callable[[torch.dtype, tuple[int, bool, bool]], Specialisation],
+    scoring: Scoring,
+    operands: _Operands,
+    row_count: int,
+    col_count: int,
+) -> Specialisation:
+    dtype = scoring.first.dtype
+    form = (len(scoring.terms), len(scoring.terms[0]) > 1, scoring.distance)
+    specialisation = specialise(dtype, form)
+    if not INTERPRETED:
+        return specialisation
+    return specialisation.with_constexprs(
+        UNIT=operands.unit,
+        UPCAST=dtype == torch.bfloat16,
+        # As large as the data, as operations are what the interpreter takes time for; loads of 2^19.
+        BLOCK_M=power_of_two(row_count, 16, 128),
+        BLOCK_N=power_of_two(col_count, 16, 128),
+        BLOCK_K=power_of_two(operands.dim, 16, 4096),
+    )
+
+
+def _grid(
+    specialisation: Specialisation, row_count: int, col_count: int, device: torch.device
+) -> tuple[int, int, int]:
+    """Tiles of rows, splits of the columns, and columns per split."""
+    tile = specialisation.constexprs
+    row_tiles = triton.cdiv(row_count, tile["BLOCK_M"])
+    col_tiles = triton.cdiv(col_count, tile["BLOCK_N"])
+    splits = _splits(row_tiles, col_tiles, device)
+    return row_tiles, splits, triton.cdiv(col_tiles, splits) * tile["BLOCK_N"]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def assemble(
     k_factor: Tensor,
     v_factor: Tensor,
     reading: Reading | None = None,
+    stored: Tensor | None = None,
 ) -> Fusion:
     """The fused layer and its record, from decisions on candidates by position.
 
@@ -61,13 +62,16 @@ def assemble(
         k_factor: (n,) float32 by which the scale of the keys changes.
         v_factor: (n,) float32 by which the scale of the values changes.
         reading: rotary shifts and means, where they were taken away before matching.
+        stored: (n,) int64 physical block that each candidate reads; by default its representative's.
     """
     table = layer.table
     requests, max_blocks = table.entries.shape
     device = layer.k.device
 
     entries = table.entries.clone()
-    entries.view(-1)[blocks.logical] = blocks.physical[representative].int()
+    if stored is None:
+        stored = blocks.physical[representative]
+    entries.view(-1)[blocks.logical] = stored.int()
     # Entries beyond a request's end may hold anything, and would alias a block that is given back.
     used = torch.arange(max_blocks, device=device) < table.used_blocks[:, None]
     entries[~used] = UNUSED

@@ -13,7 +13,7 @@ from torch import Tensor
 from ratedist.errors import InputError
 from ratedist.kernels.allocations import peak_extra_bytes
 from ratedist.kernels.driver import fuse_with
-from ratedist.kernels.fuse import VARIANTS, Fusion, check_options, fuse, matcher_of
+from ratedist.kernels.fuse import Fusion, check_options, fuse, matcher_of
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.kernels.matching import Matcher
 from ratedist.kernels.options import FuseOptions
@@ -23,12 +23,16 @@ from ratedist.kernels.triton_support import choose_backend
 __all__ = [
     "DATASETS",
     "DEFAULT_DATASETS",
+    "MEASURED",
     "THRESHOLDS",
     "bench_fusion",
     "needed_products",
     "replay",
     "synthetic_layer",
 ]
+
+MEASURED = ("leader", "tree")
+"""Variants that score every pair once at most, as the floor does."""
 
 THRESHOLDS = (0.6, 0.75, 0.9)
 DATASETS = {
@@ -123,6 +127,11 @@ class _Counting:
     def gather_blocks(self, pool: Tensor, ids: Tensor) -> Tensor:
         return self._matcher.gather_blocks(pool, ids)
 
+    def lowest_label(
+        self, scoring: Scoring, ids: Tensor, units: Tensor, labels: Tensor, limit: float
+    ) -> Tensor:
+        return self._matcher.lowest_label(scoring, ids, units, labels, limit)
+
     def best_match(self, scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         self.shapes.append((len(rows), len(cols)))
         return self._matcher.best_match(scoring, rows, cols)
@@ -165,7 +174,7 @@ def bench_fusion(
     requests: int = 128,
     blocks: int = 64,
     thresholds: tuple[float, ...] = THRESHOLDS,
-    variants: tuple[str, ...] = VARIANTS,
+    variants: tuple[str, ...] = MEASURED,
     datasets: tuple[str, ...] = DEFAULT_DATASETS,
     backend: str = "auto",
     device: str = "cpu",
@@ -184,7 +193,7 @@ def bench_fusion(
         requests: requests of the batch; at least 2.
         blocks: full blocks per request.
         thresholds: thresholds to measure at.
-        variants: of ``ratedist.kernels.fuse.VARIANTS``.
+        variants: of ``MEASURED``.
         datasets: names in ``DATASETS``.
         backend: of ``ratedist.kernels.fuse.BACKENDS`` without "reference", which holds whole matrices.
         device: where the layer lies.
@@ -209,6 +218,8 @@ def bench_fusion(
         if name not in DATASETS:
             raise InputError("dataset", name, f"must be one of {', '.join(DATASETS)}")
     for variant in variants:
+        if variant not in MEASURED:
+            raise InputError("variant", variant, f"must be one of {', '.join(MEASURED)}")
         for threshold in thresholds:
             check_options(threshold, variant)
     if backend == "reference":

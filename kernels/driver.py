@@ -8,6 +8,9 @@ from torch import Tensor
 from ratedist.kernels.assemble import assemble, distinct_scales
 from ratedist.kernels.candidates import check_scales, find_candidates, usable_norms
 from ratedist.kernels.caps import Caps
+from ratedist.kernels.centroid import Centroids, fuse_centroid
+from ratedist.kernels.centroid_layer import store_centroids
+from ratedist.kernels.components import fuse_components
 from ratedist.kernels.exact import first_equal
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.leader import fuse_leader
@@ -41,19 +44,34 @@ def fuse_with(
 
     absorber = first.clone()
     score = torch.ones(len(blocks), dtype=torch.float32, device=layer.k.device)
-    fuse_units = fuse_leader if options.variant == "leader" else fuse_tree
+
+    def lowest_label(rows: Tensor, units: Tensor, labels: Tensor) -> Tensor:
+        return matcher.lowest_label(scoring, place[rows], units, labels, options.limit)
+
     caps = Caps(blocks, first, options) if options.capped else None
+    centroids = Centroids(space, first) if options.variant == "centroid" else None
     for units in units_by_domain(blocks, first):
-        fuse_units(units, match, options.limit, absorber, score, caps)
+        if options.variant == "components":
+            fuse_components(units, lowest_label, absorber)
+        elif centroids is not None:
+            fuse_centroid(units, match, options.limit, absorber, centroids, caps)
+        else:
+            fuse_units = fuse_leader if options.variant == "leader" else fuse_tree
+            fuse_units(units, match, options.limit, absorber, score, caps)
 
     representative = find_roots(absorber)
+    if centroids is not None:
+        assert isinstance(layer, PagedLayer)
+        return store_centroids(layer, blocks, space, first, absorber, representative, options)
     own = torch.arange(len(blocks), device=layer.k.device)
     # In the tree, the absorber of a block may have been absorbed later: then its score speaks of another.
-    moved = torch.nonzero((first == own) & (absorber != representative)).flatten()
+    # In a component there is none yet.
+    stale = (representative != own) if options.variant == "components" else (absorber != representative)
+    moved = torch.nonzero((first == own) & stale).flatten()
     score[moved] = scoring.pairs(place[moved], place[representative[moved]])
 
     factors = distinct_scales(space.pools, place, first, representative, options.scale)
     reading = None
     if space.transform is not None:
-        reading = space.transform.reading(layer, blocks, first, representative)
+        reading = space.transform.reading(layer, blocks, first, representative, representative != first)
     return assemble(layer, blocks, first, absorber, representative, score[first], *factors, reading)

@@ -65,6 +65,15 @@ def fuse(
       on the right is absorbed by its best match kept on the left, and takes its members along, so
       members can end below the threshold.
 
+    - ``"centroid"``: the tree, where a group of blocks is matched and read by its centroid: the normalised
+      mean of the directions of all its logical blocks, times the mean of their norms, for keys and for
+      values. The centroids, rounded to the pool's dtype, stand at the end of a new pool, a copy of the old
+      one; nothing that is stored is written. All members of a group of different blocks read its centroid,
+      the first one too, which names the group. A block alone, with its exact duplicates, stays as it is.
+    - ``"components"``: blocks of different units whose score exceeds the threshold are linked, and all that
+      a chain of links connects shares its block of lowest logical index, at whatever score. For comparison:
+      two blocks of one unit can end up sharing. Not for criterion ``"distance"``, nor under caps.
+
     Blocks of one unit never match each other directly. A score counts as min(score, 1), so that at
     threshold 1 only exact duplicates share. Ties go to the lowest logical index. A block of norm zero
     has no direction: its similarity to anything is 0.
@@ -83,10 +92,11 @@ def fuse(
     A mean is over full blocks of a domain, which may be few: with a single block at a position, nothing is
     left of it, and it is similar to nothing.
 
-    Nothing is copied or moved: the result has the same pool, a new block table and scales. Beyond
-    vectors with one number per block it takes at most about 9 % of the layer's bytes as working memory
-    (``backend="cpu"``); with ``rotary`` or ``centre`` float32 copies of the keys and values of all distinct
-    full blocks on top, and the means, which with ``rotary`` are one per domain and position in use.
+    Nothing is copied or moved (but for centroids): the result has the same pool, a new block table and
+    scales. Beyond vectors with one number per block it takes at most about 9 % of the layer's bytes as
+    working memory (``backend="cpu"``); with ``rotary``, ``centre`` or centroids float32 copies of the keys
+    and values of all distinct full blocks on top, and the means, which with ``rotary`` are one per domain
+    and position in use.
 
     Args:
         layer: paged keys and values. Every token within a request's length must be finite.
@@ -111,7 +121,7 @@ def fuse(
     Raises:
         InputError: an argument outside what is listed, or a block that holds NaN or infinity or
             whose norm float32 cannot hold (its layer, request and block are named); a layer that is fused
-            already, with ``rotary`` or ``centre``.
+            already, with ``rotary``, ``centre`` or centroids.
     """
     if not isinstance(layer, PagedLayer | FusedLayer):
         raise InputError("layer", type(layer).__name__, "must be a PagedLayer or a FusedLayer")

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from ratedist.kernels.scoring import Scoring
 
-__all__ = ["Matcher"]
+__all__ = ["NO_LABEL", "Matcher"]
+
+NO_LABEL = 2**31 - 1
+"""What ``Matcher.lowest_label`` returns where no column exceeds the limit; above every label."""
 
 
 class Matcher(Protocol):
@@ -37,6 +40,29 @@ class Matcher(Protocol):
             position: (n_rows,) int64, the lowest position in ``cols`` that attains it; -1 where empty.
 
         Never stores more than a tile of the (n_rows, n_cols) matrix.
+        """
+
+    def lowest_label(
+        self,
+        scoring: Scoring,
+        ids: Tensor,
+        units: Tensor,
+        labels: Tensor,
+        limit: float,
+    ) -> Tensor:
+        """The lowest label among the blocks of other units whose score with a block exceeds the limit.
+
+        Args:
+            scoring: a symmetric one, over a single layer.
+            ids: (n,) int64 physical ids.
+            units: (n,) int32 unit of each block.
+            labels: (n,) int32 label of each block, below ``NO_LABEL``.
+            limit: what a score, at most 1, has to exceed.
+
+        Returns:
+            (n,) int32; ``NO_LABEL`` where there is no such block.
+
+        Never stores more than a tile of the (n, n) matrix.
         """
 
     def gather_blocks(self, pool: Tensor, ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ratedist.kernels.scoring import CRITERIA
 
 __all__ = ["CENTRES", "MODES", "VARIANTS", "FuseOptions"]
 
-VARIANTS = ("leader", "tree")
+VARIANTS = ("leader", "tree", "components", "centroid")
 
 MODES = ("bff", "cff")
 """Batch fast-fusion, whose units are the requests of a batch, or chunks fast-fusion, whose units are the
@@ -64,6 +64,7 @@ class FuseOptions:
 
         self._check_mode()
         self._check_caps()
+        self._check_components()
         self._check_transform()
 
     def _check_mode(self) -> None:
@@ -85,6 +86,21 @@ class FuseOptions:
         ):
             raise InputError(
                 "max_absorbed_share", share, "must be a number within [0, 1], or None for no cap"
+            )
+
+    def _check_components(self) -> None:
+        if self.variant != "components":
+            return
+        if self.criterion == "distance":
+            raise InputError(
+                "criterion",
+                self.criterion,
+                "asks what a member loses and is not symmetric, so has no components: use keys, both or mean",
+            )
+        if self.capped:
+            name = "max_sharers" if self.max_sharers is not None else "max_absorbed_share"
+            raise InputError(
+                name, getattr(self, name), "does not go with variant='components', which share as a whole"
             )
 
     def _check_transform(self) -> None:

@@ -86,7 +86,12 @@ def fuse_reference(
     matrix = _score_matrix(candidates, k, v, options.criterion)
     index = {a: n for n, a in enumerate(candidates)}
 
+    # Centroids move, and are scored anew; elsewhere a group is scored by its representative.
+    centre = {a: (k[a], v[a]) for a in candidates}
+
     def score(a: int, b: int) -> float:
+        if options.variant == "centroid":
+            return _pair_score(centre[a], centre[b], options.criterion)
         return min(float(matrix[index[a], index[b]]), 1.0)
 
     limit = float(torch.tensor(options.threshold, dtype=torch.float32))
@@ -114,6 +119,11 @@ def fuse_reference(
                 absorber[a] = best[a]
                 readers[best[a]] = crowd
                 room[request[a]] -= 1
+        grown = {best[a] for a in best if absorber[a] != a} if options.variant == "centroid" else set()
+        for b in grown:
+            # A duplicate goes by its first copy.
+            twins = [first[a] for a in readers[b]]
+            centre[b] = _centroid([k[a] for a in twins]), _centroid([v[a] for a in twins])
         return [a for a in unit_blocks if absorber[a] == a]
 
     for d in sorted(set(domain.values())):
@@ -123,6 +133,12 @@ def fuse_reference(
             kept: list[int] = []
             for members in units:
                 kept = kept + survivors(members, kept)
+        elif options.variant == "components":
+            for one in range(len(units)):
+                for a, b in ((a, b) for other in units[:one] for a in other for b in units[one]):
+                    if score(b, a) > limit and absorber[a] != absorber[b]:
+                        low, high = sorted((absorber[a], absorber[b]))
+                        absorber |= {c: low for c in here if first[c] == c and absorber[c] == high}
         else:
             while len(units) > 1:
                 pairs = [units[n : n + 2] for n in range(0, len(units), 2)]
@@ -136,6 +152,26 @@ def fuse_reference(
         while absorber[root] != root:
             root = absorber[root]
         representative[a] = root
+
+    # Who reads another block than its own bytes, and the centroids, stored where a group's first block is.
+    altered = {a for a in candidates if representative[a] != first[a]}
+    new_k, new_v, place = [layer.k], [layer.v], dict(physical)
+    if options.variant == "centroid":
+        altered |= {a for a in candidates if representative[a] in {representative[b] for b in altered}}
+        for root in sorted({representative[a] for a in altered}):
+            means = mean.get(family[root], (torch.zeros(()), torch.zeros(())))
+            block, block_v = (c + m.float() for c, m in zip(centre[root], means, strict=True))
+            block = block.view(layer.k.shape[1:])
+            if options.rotary is not None:
+                block = _turn(block, position[root], options.rotary)
+            block, block_v = block.to(layer.k.dtype), block_v.view(block.shape).to(layer.k.dtype)
+            place[root] = len(layer.k) + len(new_k) - 1
+            new_k.append(block[None])
+            new_v.append(block_v[None])
+            block = block.float()
+            if options.rotary is not None:
+                block = _turn(block, -position[root], options.rotary)
+            centre[root] = block.flatten() - means[0].float(), block_v.float().flatten() - means[1].float()
 
     new_entries = torch.full_like(table.entries, UNUSED)
     representative_map = torch.full((requests, max_blocks), -1, dtype=torch.int64, device=layer.k.device)
@@ -154,13 +190,14 @@ def fuse_reference(
             root = representative.get(a, a)
             representative_map[i, b] = root
             absorber_map[i, b] = absorber.get(a, a)
-            new_entries[i, b] = entries[root // max_blocks][root % max_blocks]
+            new_entries[i, b] = place.get(root, entries[i][b])
             scores[i, b] = 1.0
-            if first.get(a, a) != root:
+            if a in altered:
                 # Duplicates as their first copy: its bytes, at its position.
-                scores[i, b] = score(first[a], root)
-                k_scale[i, b] *= _scale(k[first[a]], k[root], options.scale)
-                v_scale[i, b] *= _scale(v[first[a]], v[root], options.scale)
+                own, shared = (k[first[a]], v[first[a]]), centre[root]
+                scores[i, b] = _pair_score(own, shared, options.criterion)
+                k_scale[i, b] *= _scale(own[0], shared[0], options.scale)
+                v_scale[i, b] *= _scale(own[1], shared[1], options.scale)
                 shift[i, b] = position[first[a]] - position[root]
                 if mean:
                     for table_of, c in ((add, first[a]), (subtract, root)):
@@ -171,16 +208,18 @@ def fuse_reference(
                         table_of[i, b] = len(stored)
                         stored.append((turned.view(layer.k.shape[1:]), mean_v.view(layer.k.shape[1:])))
 
-    means = None
+    stored_means = None
     if stored:
-        means = Means(torch.stack([m[0] for m in stored]), torch.stack([m[1] for m in stored]), add, subtract)
+        stored_means = Means(
+            torch.stack([m[0] for m in stored]), torch.stack([m[1] for m in stored]), add, subtract
+        )
     reading = None
-    if any(representative[a] != first[a] for a in candidates) and (options.rotary or means):
-        reading = Reading(shift if options.rotary else None, options.rotary, means)
+    if altered and (options.rotary or stored_means):
+        reading = Reading(shift if options.rotary else None, options.rotary, stored_means)
     return Fusion(
         layer=FusedLayer(
-            k=layer.k,
-            v=layer.v,
+            k=layer.k if len(new_k) == 1 else torch.cat(new_k),
+            v=layer.v if len(new_v) == 1 else torch.cat(new_v),
             table=BlockTable(new_entries, table.lengths, table.domains, table.block_size),
             k_scale=k_scale,
             v_scale=v_scale,
@@ -207,6 +246,19 @@ def _score_matrix(
         return keys
     values = part(candidates, v)
     return torch.minimum(keys, values) if criterion == "both" else (keys + values) / 2
+
+
+def _pair_score(member: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], criterion: str) -> float:
+    """The score of keys and values of one block as a member of another, at most 1."""
+    k, v = ({0: mine, 1: theirs} for mine, theirs in zip(member, other, strict=True))
+    return min(float(_score_matrix([0, 1], k, v, criterion)[0, 1]), 1.0)
+
+
+def _centroid(members: list[Tensor]) -> Tensor:
+    """The mean direction, normalised, times the mean norm."""
+    total = torch.stack([x / x.norm() if x.any() else x for x in members]).sum(0)
+    length = torch.stack([x.norm() for x in members]).mean()
+    return total / total.norm() * length if total.any() else total
 
 
 def _similarity_matrix(candidates: list[int], vector: dict[int, Tensor]) -> Tensor:

@@ -69,7 +69,12 @@ class Transform:
         return self.means[part == "v"].index_select(0, self.group[which]).float()
 
     def reading(
-        self, layer: PagedLayer | FusedLayer, blocks: Candidates, first: Tensor, representative: Tensor
+        self,
+        layer: PagedLayer | FusedLayer,
+        blocks: Candidates,
+        first: Tensor,
+        representative: Tensor,
+        altered: Tensor,
     ) -> Reading | None:
         """How the blocks that were absorbed by similarity are read; None where there is none.
 
@@ -81,9 +86,10 @@ class Transform:
             blocks: its n candidates.
             first: (n,) int64 position of the byte-equal candidate whose block each takes.
             representative: (n,) int64 position of the final representative.
+            altered: (n,) bool; which candidates are read from another block than their own bytes.
         """
-        absorbed = torch.nonzero(representative != first).flatten()
-        if len(absorbed) == 0:
+        absorbed = torch.nonzero(altered).flatten()
+        if len(absorbed) == 0 or (self.rotary is None and self.means is None):
             return None
         member, root = first[absorbed], representative[absorbed]
         shape, device = layer.table.entries.shape, layer.k.device
@@ -134,7 +140,14 @@ class Space:
 
 
 def check_space(layer: PagedLayer | FusedLayer, options: FuseOptions) -> None:
-    """Raises InputError where positions or means are to be taken away that do not fit the layer."""
+    """Raises InputError where centroids, or blocks without positions or means, do not fit the layer."""
+    if isinstance(layer, FusedLayer) and options.variant == "centroid":
+        raise InputError(
+            "layer",
+            "a FusedLayer",
+            "has blocks that stand for others already, whose directions a mean would leave out: fuse the "
+            "layer before that fusion, or use another variant than centroid",
+        )
     if options.rotary is None and options.centre is None:
         return
     if isinstance(layer, FusedLayer):
@@ -172,6 +185,8 @@ def make_space(
 ) -> Space:
     """The layer's own pools, or float32 copies of the distinct candidates without positions and means.
 
+    For centroids they are copies in any case, as they are written to.
+
     Args:
         matcher: computes the norms of copies.
         layer: the layer.
@@ -184,7 +199,7 @@ def make_space(
     Raises:
         InputError: a norm beyond float32 once a mean is taken away.
     """
-    if options.rotary is None and options.centre is None:
+    if options.rotary is None and options.centre is None and options.variant != "centroid":
         return Space(Pools(Part(layer.k, norms[0]), Part(layer.v, norms[1])), blocks.physical)
     transform = _find_transform(layer, blocks, options)
     distinct = torch.nonzero(first == torch.arange(len(blocks), device=layer.k.device)).flatten()

@@ -57,14 +57,13 @@ def fusion(
 
     Example: `ratedist bench fusion --requests 32 --thresholds 0.75 0.9`
     """
-    from ratedist.kernels.bench import DEFAULT_DATASETS, THRESHOLDS, bench_fusion
-    from ratedist.kernels.fuse import VARIANTS
+    from ratedist.kernels.bench import DEFAULT_DATASETS, MEASURED, THRESHOLDS, bench_fusion
 
     rows = bench_fusion(
         requests=requests,
         blocks=blocks,
         thresholds=tuple(thresholds or THRESHOLDS),
-        variants=tuple(variants or VARIANTS),
+        variants=tuple(variants or MEASURED),
         datasets=tuple(datasets or DEFAULT_DATASETS),
         backend=backend,
         device=device,

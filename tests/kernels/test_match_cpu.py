@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from caches import generator
@@ -14,6 +16,7 @@ from torch import Tensor
 from ratedist.kernels import _match_cpu
 from ratedist.kernels._match_cpu import best_match, block_norms, gather_blocks, tile_shape
 from ratedist.kernels.allocations import peak_extra_bytes
+from ratedist.kernels.matching import NO_LABEL
 from ratedist.kernels.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
 
 SHAPE = (3, 2, 5)
@@ -142,12 +145,46 @@ def test_tiles_keep_within_their_share(dtype: torch.dtype, criterion: str) -> No
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_working_memory_is_what_the_tile_says(criterion: str) -> None:
-    k, v = (torch.randn(1500, 16, 2, 16, generator=generator(seed)) for seed in (1, 2))
+    k, v = (torch.randn(600, 16, 2, 16, generator=generator(seed)) for seed in (1, 2))
     scored = scoring(k, v, criterion)
-    order = torch.randperm(1500, generator=generator(3))
+    order = torch.randperm(600, generator=generator(3))
     rows, cols = tile_shape(scored)
     parts = 1 if criterion == "keys" else 2
-    extra = peak_extra_bytes(lambda: best_match(scored, order[:900], order[900:]), CPU)
+    extra = peak_extra_bytes(lambda: best_match(scored, order[:400], order[400:]), CPU)
     tile = 4 * ((parts * rows + cols) * 512 + parts * rows * cols)
     # Beyond the tile, vectors with a number per row or column, and the terms' minimum is taken in place.
-    assert extra <= tile + 40 * (900 + 600) + 9 * rows * cols // 8
+    assert extra <= tile + 40 * 600 + 9 * rows * cols // 8
+
+
+@pytest.mark.parametrize("tile", [(2, 3), (1024, 256)])
+@pytest.mark.parametrize("criterion", ["keys", "both", "mean"])
+def test_lowest_labels_over_tiles_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int], criterion: str
+) -> None:
+    monkeypatch.setattr(_match_cpu, "tile_shape", lambda scoring: tile)
+    for seed in range(6):
+        assert lowest_labels_are_right(_match_cpu, 13 if seed else 0, criterion, seed)
+
+
+def lowest_labels_are_right(matcher: Any, blocks: int, criterion: str, seed: int) -> bool:
+    """``Matcher.lowest_label`` against a loop over the pairs in float64."""
+    k, v = pools(blocks + 4, seed=seed)
+    k[1] = 0.0
+    random = generator(seed)
+    ids = torch.randperm(blocks + 4, generator=random)[:blocks]
+    units = torch.randint(0, 4, (blocks,), generator=random).int()
+    labels = torch.randperm(blocks, generator=random).int()
+    score = score_oracle(k, v, ids, ids, criterion)
+    limit = float(score.flatten().median()) + 1e-4 if blocks else 0.5
+    layer = Pools(Part(k, matcher.block_norms(k)), Part(v, matcher.block_norms(v)))
+    found = matcher.lowest_label(make_scoring(criterion, [layer]), ids, units, labels, limit)
+    expected = [
+        min(
+            (int(labels[m]) for m in range(blocks) if units[m] != units[n] and float(score[n, m]) > limit),
+            default=NO_LABEL,
+        )
+        for n in range(blocks)
+    ]
+    assert found.dtype == torch.int32
+    assert found.tolist() == expected
+    return True

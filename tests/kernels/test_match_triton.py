@@ -12,6 +12,7 @@ from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import score_oracle
+from test_match_cpu import lowest_labels_are_right
 from torch import Tensor
 
 from ratedist.errors import InputError
@@ -142,6 +143,14 @@ def test_splits_over_the_columns(monkeypatch: pytest.MonkeyPatch, splits: int) -
     same = torch.full((299,), 7)
     _, position = match(k, v, torch.tensor([7, 8]), same, "keys")
     assert position.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("criterion", ["keys", "both", "mean"])
+def test_lowest_labels(monkeypatch: pytest.MonkeyPatch, criterion: str) -> None:
+    for blocks in (0, 21, 150):
+        assert lowest_labels_are_right(_match_triton, blocks, criterion, seed=blocks)
+    monkeypatch.setattr(_match_triton, "_splits", lambda *_: 2)
+    assert lowest_labels_are_right(_match_triton, 150, criterion, seed=1)
 
 
 @settings(max_examples=10)
