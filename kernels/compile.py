@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratedist.errors import InputError
+from ratedist.kernels.roofline import Roofline, estimate
 from ratedist.kernels.triton_support import interpreted, triton_installed
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class KernelReport:
         loads: the same per pool, by the name of the kernel's argument.
         matrix_instructions: in the program's text; a loop's count once.
         has_product: whether the kernel multiplies matrices.
+        arithmetic_intensity: useful operations per byte of the nominal problem that ``roofline`` names.
+        roofline: what that problem can at best take, an estimate from published peaks.
     """
 
     name: str
@@ -82,6 +85,8 @@ class KernelReport:
     loads: dict[str, int]
     matrix_instructions: int
     has_product: bool
+    arithmetic_intensity: float
+    roofline: Roofline
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -148,6 +153,7 @@ def compile_kernel(specialisation: Specialisation, target: str) -> KernelReport:
     else:
         registers, spills = _amd_resources(assembly)
     loads = pool_loads(assembly, Path(inspect.getfile(kernel.fn)))
+    arithmetic_intensity, roofline = estimate(specialisation, target)
     return KernelReport(
         name=specialisation.name,
         dtype=str(specialisation.dtype).removeprefix("torch."),
@@ -160,6 +166,8 @@ def compile_kernel(specialisation: Specialisation, target: str) -> KernelReport:
         loads=loads,
         matrix_instructions=count_matrix_instructions(assembly),
         has_product=specialisation.has_product,
+        arithmetic_intensity=arithmetic_intensity,
+        roofline=roofline,
     )
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ratedist.cli.options import Json, messages, print_json
 
-__all__ = ["kernels"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ratedist.kernels.compile import KernelReport
+
+__all__ = ["kernels", "table_of"]
 
 
 def kernels(
@@ -25,7 +31,9 @@ def kernels(
     """Compile every Triton kernel in every form that its launcher can pick; no GPU is needed.
 
     Prints registers and spills (bytes of stack) per thread, bytes of shared memory, bytes of the narrowest
-    load from a pool of keys or values, and matrix instructions.
+    load from a pool of keys or values, and matrix instructions; then, for a problem of ordinary size, useful
+    operations per byte, what bounds the kernel, and the time that published peaks allow: an estimate, which
+    no GPU has confirmed. --json names problem, GPU and attainable share as well.
 
     Example: `ratedist kernels --target cuda:90 --json`
     """
@@ -52,26 +60,38 @@ def kernels(
         return
 
     from rich.console import Console
-    from rich.table import Table
 
     for name in wanted:
-        table = Table(title=f"{name} (shared memory: {TARGETS[name].shared_limit} bytes)")
-        table.add_column("kernel", no_wrap=True)
-        table.add_column("dtype", no_wrap=True)
-        for heading in ("regs", "spills", "shared", "load", "matrix"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for report in reports:
-            if report.target == name:
-                numbers = (
-                    report.registers,
-                    report.spills,
-                    report.shared_bytes,
-                    report.load_bytes,
-                    report.matrix_instructions,
-                )
-                # Brackets are markup to rich.
-                table.add_row(report.name.replace("[", r"\["), report.dtype, *(str(x) for x in numbers))
-        Console().print(table)
+        title = f"{name} (shared memory: {TARGETS[name].shared_limit} bytes)"
+        Console().print(table_of(title, [report for report in reports if report.target == name]))
+
+
+def table_of(title: str, reports: Sequence[KernelReport]) -> Table:
+    """What became of the kernels for one target, and what they can at best take there, in 110 columns."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"{title}; estimated for {reports[0].roofline.gpu}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("dtype", no_wrap=True)
+    for heading in ("regs", "spills", "shared", "load", "matrix", "ops/byte", "bound", "est. µs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for report in reports:
+        shown = (
+            str(report.registers),
+            str(report.spills),
+            str(report.shared_bytes),
+            str(report.load_bytes),
+            str(report.matrix_instructions),
+            f"{report.arithmetic_intensity:.1f}",
+            report.roofline.bound,
+            f"{report.roofline.seconds * 1e6:.1f}",
+        )
+        # Brackets are markup to rich.
+        table.add_row(report.name.replace("[", r"\["), report.dtype, *shown)
+    return table
 
 
 def _refuse_unknown(wanted: list[str], known: tuple[str, ...]) -> None:

@@ -38,6 +38,9 @@ def test_every_kernel_compiles(target: str) -> None:
     assert len(shown) == len(kernels) == len(compiling.specialisations())
     for kernel in kernels:
         label = f"{kernel['name']} {kernel['dtype']}"
+        assert kernel["arithmetic_intensity"] >= 0, label
+        assert kernel["roofline"]["bound"] in ("memory", "matrix", "vector"), label
+        assert kernel["roofline"]["seconds"] > 0, label
         assert kernel["target"] == target
         assert 0 < kernel["registers"] <= (255 if target.startswith("cuda") else 512), label
         assert kernel["spills"] == 0, label
