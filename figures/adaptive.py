@@ -88,6 +88,9 @@ def plot_evidence(
         f"alarm, at most {alarm_rate:g} false ones per request",
         (0.995, 1 / alarm_rate),
         xycoords=("axes fraction", "data"),
+        # Above the marks of alarms, which stand on the line.
+        xytext=(0, 8),
+        textcoords="offset points",
         ha="right",
         va="bottom",
         color="#555555",

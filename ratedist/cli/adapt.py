@@ -103,8 +103,8 @@ def _print(record: Record) -> None:
     settings = record.provenance
     table = Table(
         title=f"{' → '.join(settings['workloads'])}, layer {settings['layer']}",
-        caption=f"worst: largest mean over {settings['window']} requests, promised {settings['target']:g}; "
-        "at most: what it is for any traffic",
+        caption=f"worst: of {settings['window']} requests, promised {settings['target']:g}; "
+        "at most: on any traffic",
     )
     for column in ("policy", "error", "worst", "at most", "absorbed", "compression", "alarms"):
         table.add_column(column, justify="left" if column == "policy" else "right")
