@@ -89,11 +89,13 @@ def demo(
         "checks": [_as_json(*check) for check in checks],
     }
 
+    from ratedist.figures.report.build import build_report
     from ratedist.figures.validation import save_validation_figures
     from ratedist.records import write_record
 
     write_record(record, out / RECORD, force=True)
     pictures = save_validation_figures(record, out)
+    (page,) = build_report([out / RECORD], out / "report.html", force=True)
     note(f"wrote {out / RECORD} and the pictures")
     if json:
         print_json(asdict(record))
@@ -102,6 +104,7 @@ def demo(
         _print_checks(checks, how)
         for picture in pictures:
             print(f"picture: {picture}")
+        print(f"\nreport, for a browser: {page}")
     if not all(agreement.holds for _, _, agreement in checks):
         console.print("[bold red]the Triton kernels and the CPU path differ[/bold red], see the table above")
         raise typer.Exit(1)

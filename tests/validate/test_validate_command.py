@@ -11,7 +11,7 @@ from tiny_models import save_tokenizer
 
 from ratedist.cli import main
 from ratedist.records import read_record
-from ratedist.validate.compare import SCHEMA, THRESHOLDS
+from ratedist.validate.compare import SCHEMA, THRESHOLDS, Plan
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_demo_ends_well_twice_and_tells_where_the_pictures_are(run, demo) -> Non
     record = read_record(out / "validation.json", SCHEMA)
     workloads = {"unrelated", "system-prompt", "documents", "templates"}
     assert {row["workload"] for row in record.rows} == workloads
-    assert len(record.rows) == 4 * 2 * 2 * len(THRESHOLDS) * 2
+    assert len(record.rows) == 4 * 2 * 2 * len(THRESHOLDS) * len(Plan().predictors)
     assert {entry["workload"] for entry in record.summary} == workloads | {"all"}
     checks = record.provenance["kernels"]["checks"]
     assert {(c["workload"], c["variant"]) for c in checks} == {
@@ -168,6 +168,8 @@ def test_demo_ends_well_twice_and_tells_where_the_pictures_are(run, demo) -> Non
     for name in (*workloads, "overview"):
         assert f"picture: {out / name}.png" in shown
         assert (out / f"{name}.png").exists()
+    assert shown.rstrip().endswith(f"report, for a browser: {out / 'report.html'}")
+    assert "unrelated: fusion, exact sharing included" in (out / "report.html").read_text()
     captured = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert len(captured) == 4
     code, _, err = run(*arguments)
