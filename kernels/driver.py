@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from ratedist.kernels.space import make_space
 from ratedist.kernels.tree import find_roots, fuse_tree
 from ratedist.kernels.units import units_by_domain
 
-__all__ = ["fuse_with"]
+__all__ = ["fuse_together", "fuse_with"]
 
 
 def fuse_with(
@@ -32,24 +34,48 @@ def fuse_with(
     layer_name: str | int | None = None,
 ) -> Fusion:
     """``ratedist.kernels.fuse.fuse`` with options that have been checked, on the given matcher."""
-    check_scales(layer, layer_name)
-    blocks = find_candidates(layer, options.chunk_blocks)
-    norms = usable_norms(matcher, layer, blocks, layer_name)
-    first = first_equal(layer.k, layer.v, blocks, fused=isinstance(layer, FusedLayer))
-    space = make_space(matcher, layer, blocks, norms, first, options, layer_name)
-    scoring, place = make_scoring(options.criterion, [space.pools]), space.place
+    return fuse_together(matcher, [layer], options, [layer_name])[0]
+
+
+def fuse_together(
+    matcher: Matcher,
+    layers: Sequence[PagedLayer | FusedLayer],
+    options: FuseOptions,
+    names: Sequence[str | int | None],
+) -> list[Fusion]:
+    """One decision for all ``layers``, by the mean over them of every term of the score.
+
+    Args:
+        matcher: the backend.
+        layers: one, or several with one block table and one shape and dtype of blocks.
+        options: what to do; components and centroids are of a single layer.
+        names: of the layers, for messages.
+    """
+    fused = isinstance(layers[0], FusedLayer)
+    blocks = find_candidates(layers[0], options.chunk_blocks)
+    device = layers[0].k.device
+    norms = []
+    for layer, name in zip(layers, names, strict=True):
+        check_scales(layer, name)
+        norms.append(usable_norms(matcher, layer, blocks, name))
+    first = first_equal([(layer.k, layer.v) for layer in layers], blocks, fused=fused)
+    spaces = [
+        make_space(matcher, layer, blocks, norm, first, options, name)
+        for layer, norm, name in zip(layers, norms, names, strict=True)
+    ]
+    # Places depend on the block table and on which blocks are distinct, so they are the same in all.
+    scoring, place = make_scoring(options.criterion, [space.pools for space in spaces]), spaces[0].place
 
     def match(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         return matcher.best_match(scoring, place[rows], place[cols])
 
-    absorber = first.clone()
-    score = torch.ones(len(blocks), dtype=torch.float32, device=layer.k.device)
-
     def lowest_label(rows: Tensor, units: Tensor, labels: Tensor) -> Tensor:
         return matcher.lowest_label(scoring, place[rows], units, labels, options.limit)
 
+    absorber = first.clone()
+    score = torch.ones(len(blocks), dtype=torch.float32, device=device)
     caps = Caps(blocks, first, options) if options.capped else None
-    centroids = Centroids(space, first) if options.variant == "centroid" else None
+    centroids = Centroids(spaces[0], first) if options.variant == "centroid" else None
     for units in units_by_domain(blocks, first):
         if options.variant == "components":
             fuse_components(units, lowest_label, absorber)
@@ -61,17 +87,23 @@ def fuse_with(
 
     representative = find_roots(absorber)
     if centroids is not None:
-        assert isinstance(layer, PagedLayer)
-        return store_centroids(layer, blocks, space, first, absorber, representative, options)
-    own = torch.arange(len(blocks), device=layer.k.device)
+        assert isinstance(layers[0], PagedLayer)
+        return [store_centroids(layers[0], blocks, spaces[0], first, absorber, representative, options)]
+    own = torch.arange(len(blocks), device=device)
     # In the tree, the absorber of a block may have been absorbed later: then its score speaks of another.
     # In a component there is none yet.
     stale = (representative != own) if options.variant == "components" else (absorber != representative)
     moved = torch.nonzero((first == own) & stale).flatten()
     score[moved] = scoring.pairs(place[moved], place[representative[moved]])
 
-    factors = distinct_scales(space.pools, place, first, representative, options.scale)
-    reading = None
-    if space.transform is not None:
-        reading = space.transform.reading(layer, blocks, first, representative, representative != first)
-    return assemble(layer, blocks, first, absorber, representative, score[first], *factors, reading)
+    fusions = []
+    for layer, space in zip(layers, spaces, strict=True):
+        factors = distinct_scales(space.pools, place, first, representative, options.scale)
+        reading = None
+        if space.transform is not None:
+            altered = representative != first
+            reading = space.transform.reading(layer, blocks, first, representative, altered)
+        fusions.append(
+            assemble(layer, blocks, first, absorber, representative, score[first], *factors, reading)
+        )
+    return fusions

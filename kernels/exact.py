@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,9 @@ _SAMPLED = 4
 _INTEGERS = {4: torch.int32, 2: torch.int16}
 
 
-def first_equal(k: Tensor, v: Tensor, candidates: Candidates, *, fused: bool) -> Tensor:
+def first_equal(
+    pools: Sequence[tuple[Tensor, Tensor]], candidates: Candidates, *, fused: bool = False
+) -> Tensor:
     """(n,) int64: position of the candidate whose physical block each candidate takes; its own where unique.
 
     A group of candidates of one domain that are byte-equal in keys and values and span at least two
@@ -26,12 +30,12 @@ def first_equal(k: Tensor, v: Tensor, candidates: Candidates, *, fused: bool) ->
     absorbed a block of another unit, and fusing again would change what the first time left alone.
 
     Args:
-        k: (blocks, block_size, kv_heads, head_dim) pool of keys.
-        v: pool of values.
+        pools: (blocks, block_size, kv_heads, head_dim) keys and values of one layer, or of several under
+            one block table, in all of which duplicates must be byte-equal.
         candidates: the blocks to look at, in logical order.
         fused: whether the layer is fused already.
     """
-    position = torch.arange(len(candidates), device=k.device)
+    position = torch.arange(len(candidates), device=candidates.physical.device)
     if len(candidates) == 0:
         return position
     # Contents are compared once per physical block: a block table may alias.
@@ -40,7 +44,9 @@ def first_equal(k: Tensor, v: Tensor, candidates: Candidates, *, fused: bool) ->
     holder, _ = _ends(domain * len(ids) + content, position)
 
     counted = torch.nonzero(holder == position).flatten() if fused else position
-    first, last = _ends((domain * len(ids) + byte_classes(k, v, ids)[content])[counted], counted)
+    classes = torch.stack([byte_classes(k, v, ids) for k, v in pools], dim=1)
+    _, classes = torch.unique(classes, dim=0, return_inverse=True)
+    first, last = _ends((domain * len(ids) + classes[content])[counted], counted)
     # Within a domain positions are in order of unit, so the ends of a group show whether it spans two.
     spans = candidates.unit[first] != candidates.unit[last]
     result = position.clone()

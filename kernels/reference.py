@@ -6,6 +6,7 @@ The other implementations are tested against this one, so it shares nothing with
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,8 +25,11 @@ def fuse_reference(
     layer: PagedLayer | FusedLayer,
     options: FuseOptions,
     layer_name: str | int | None = None,
+    group: Sequence[PagedLayer] = (),
 ) -> Fusion:
     """``ratedist.kernels.fuse.fuse`` with options that have been checked.
+
+    With a ``group`` of layers, ``ratedist.kernels.group.fuse_group`` for one of them.
 
     Raises:
         InputError: a block holds NaN or infinity, or its norm is beyond float32.
@@ -48,21 +52,23 @@ def fuse_reference(
         unit = {a: a % max_blocks // options.chunk_blocks for a in candidates}
         domain = dict(request)
     physical = {a: entries[a // max_blocks][a % max_blocks] for a in candidates}
-    k = {a: layer.k[physical[a]].flatten().float() for a in candidates}
-    v = {a: layer.v[physical[a]].flatten().float() for a in candidates}
+    together: Sequence[PagedLayer | FusedLayer] = [*group] or [layer]
 
     # Step 1: byte-equal blocks of one domain, where they span two units, share the first of them.
-    content = {a: _bytes(layer.k[physical[a]]) + _bytes(layer.v[physical[a]]) for a in candidates}
+    content = {
+        a: b"".join(_bytes(pool[physical[a]]) for one in together for pool in (one.k, one.v))
+        for a in candidates
+    }
     # Blocks that read one physical block share already; in a fused layer, only the first one counts.
     holder: dict[tuple[int, int], int] = {}
-    groups: dict[tuple[int, bytes], list[int]] = {}
+    equals: dict[tuple[int, bytes], list[int]] = {}
     for a in candidates:
         if holder.setdefault((domain[a], physical[a]), a) == a or isinstance(layer, PagedLayer):
-            groups.setdefault((domain[a], content[a]), []).append(a)
+            equals.setdefault((domain[a], content[a]), []).append(a)
     first = {}
-    for group in groups.values():
-        for a in group:
-            first[a] = group[0] if len({unit[b] for b in group}) > 1 else a
+    for same in equals.values():
+        for a in same:
+            first[a] = same[0] if len({unit[b] for b in same}) > 1 else a
     first = {a: first[holder[domain[a], physical[a]]] for a in candidates}
 
     # What blocks are matched without: rotary positions, and the mean of their group.
@@ -70,20 +76,30 @@ def fuse_reference(
     starts = [0] * requests if options.starts is None else options.starts.tolist()
     position = {a: starts[request[a]] + a % max_blocks * size for a in candidates}
     family = {a: (domain[a], a % max_blocks if options.centre == "position" else 0) for a in candidates}
-    mean: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    if options.rotary is not None:
-        shape = layer.k.shape[1:]
-        k = {a: _turn(k[a].view(shape), -position[a], options.rotary).flatten() for a in candidates}
-    if options.centre is not None:
-        for name in set(family.values()):
-            alike = [a for a in candidates if family[a] == name]
-            mean_k, mean_v = (torch.stack([part[a] for a in alike]).double().mean(0) for part in (k, v))
-            mean[name] = mean_k.to(layer.k.dtype), mean_v.to(layer.k.dtype)
-        k = {a: k[a] - mean[family[a]][0].float() for a in candidates}
-        v = {a: v[a] - mean[family[a]][1].float() for a in candidates}
+    shape = layer.k.shape[1:]
+
+    def matched(
+        one: PagedLayer | FusedLayer,
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[tuple[int, int], tuple[Tensor, Tensor]]]:
+        """Keys and values of the candidates as they are matched, and the means that are missing there."""
+        k = {a: one.k[physical[a]].flatten().float() for a in candidates}
+        v = {a: one.v[physical[a]].flatten().float() for a in candidates}
+        mean: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        if options.rotary is not None:
+            k = {a: _turn(k[a].view(shape), -position[a], options.rotary).flatten() for a in candidates}
+        if options.centre is not None:
+            for name in set(family.values()):
+                alike = [a for a in candidates if family[a] == name]
+                mean_k, mean_v = (torch.stack([part[a] for a in alike]).double().mean(0) for part in (k, v))
+                mean[name] = mean_k.to(one.k.dtype), mean_v.to(one.k.dtype)
+            k = {a: k[a] - mean[family[a]][0].float() for a in candidates}
+            v = {a: v[a] - mean[family[a]][1].float() for a in candidates}
+        return k, v, mean
+
+    k, v, mean = matched(layer)
 
     # Step 2: the distinct blocks, unit by unit.
-    matrix = _score_matrix(candidates, k, v, options.criterion)
+    matrix = _score_matrix(candidates, [matched(one)[:2] for one in together], options.criterion)
     index = {a: n for n, a in enumerate(candidates)}
 
     # Centroids move, and are scored anew; elsewhere a group is scored by its representative.
@@ -195,7 +211,9 @@ def fuse_reference(
             if a in altered:
                 # Duplicates as their first copy: its bytes, at its position.
                 own, shared = (k[first[a]], v[first[a]]), centre[root]
-                scores[i, b] = _pair_score(own, shared, options.criterion)
+                scores[i, b] = score(first[a], root)
+                if options.variant == "centroid":
+                    scores[i, b] = _pair_score(own, shared, options.criterion)
                 k_scale[i, b] *= _scale(own[0], shared[0], options.scale)
                 v_scale[i, b] *= _scale(own[1], shared[1], options.scale)
                 shift[i, b] = position[first[a]] - position[root]
@@ -235,23 +253,24 @@ def fuse_reference(
 
 
 def _score_matrix(
-    candidates: list[int], k: dict[int, Tensor], v: dict[int, Tensor], criterion: str
+    candidates: list[int], layers: list[tuple[dict[int, Tensor], dict[int, Tensor]]], criterion: str
 ) -> Tensor:
-    """(n, n) scores of every candidate as a member of every other."""
+    """(n, n) scores of every candidate as a member of every other; keys and values are means over layers."""
     if not candidates:
         return torch.zeros(0, 0)
     part = _nearness_matrix if criterion == "distance" else _similarity_matrix
-    keys = part(candidates, k)
+    keys, values = (
+        torch.stack([part(candidates, layer[which]) for layer in layers]).mean(0) for which in (0, 1)
+    )
     if criterion == "keys":
         return keys
-    values = part(candidates, v)
     return torch.minimum(keys, values) if criterion == "both" else (keys + values) / 2
 
 
 def _pair_score(member: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], criterion: str) -> float:
     """The score of keys and values of one block as a member of another, at most 1."""
     k, v = ({0: mine, 1: theirs} for mine, theirs in zip(member, other, strict=True))
-    return min(float(_score_matrix([0, 1], k, v, criterion)[0, 1]), 1.0)
+    return min(float(_score_matrix([0, 1], [(k, v)], criterion)[0, 1]), 1.0)
 
 
 def _centroid(members: list[Tensor]) -> Tensor:

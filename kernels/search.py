@@ -111,7 +111,7 @@ def fuse_hashed(
     if budget is None:
         budget = max(_LEAST_BUDGET, _BUDGET_PER_BLOCK * len(blocks))
     k_norm, v_norm = usable_norms(matcher_of(backend), layer, blocks, layer_name)
-    first = first_equal(layer.k, layer.v, blocks, fused=isinstance(layer, FusedLayer))
+    first = first_equal([(layer.k, layer.v)], blocks, fused=isinstance(layer, FusedLayer))
 
     count = len(blocks)
     own = torch.arange(count, device=layer.k.device)
