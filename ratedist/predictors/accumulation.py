@@ -73,9 +73,8 @@ class AccumulationPredictor(Predictor):
         """
         shares = curves.by_position
         steps, positions = shares.shape[1:]
-        late = np.nan_to_num(shares[:, int(_LATE * steps) :].mean(axis=1))
-        seen = ~np.isnan(shares[0, 0])
-        mean = late[:, seen].mean(axis=1, keepdims=True)
+        late = shares[:, int(_LATE * steps) :].mean(axis=1)
+        mean = late.mean(axis=1, keepdims=True)
         relative = np.divide(late, mean, out=np.ones_like(late), where=mean > 0)
         within = np.zeros(shares.shape[0])
         for step, blocks in enumerate(full_blocks[:steps]):

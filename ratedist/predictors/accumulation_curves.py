@@ -35,8 +35,8 @@ class Accumulated:
     """New blocks by step, on average over orders; T thresholds, n steps, J replicates.
 
     Attributes:
-        by_position: (T, n, positions) share of the blocks at each position that stay, NaN where no request
-            has such a block.
+        by_position: (T, n, positions) share of the blocks at each position that stay; that of all blocks
+            where no request of that position arrives at that step.
         share: (T, n) share of all blocks of the request that stay.
         replicates: (J, T, n) the same with each group of requests left out, NaN at the steps this leaves
             out; None where the sample is too small for replicates.
@@ -119,7 +119,9 @@ class Rehearsal:
             arrived[:, :steps] += mean[:, None] * (np.arange(steps) < present.sum(axis=1)[:, None])
         with np.errstate(invalid="ignore", divide="ignore"):
             share = total / arrived[:, None]
-            return Accumulated(stay / came, share[0], share[1:] if counted else None)
+        by_position = np.broadcast_to(share[0][:, :, None], stay.shape).copy()
+        np.divide(stay, came, out=by_position, where=np.broadcast_to(came > 0, stay.shape))
+        return Accumulated(by_position, share[0], share[1:] if counted else None)
 
     def tree(self, thresholds: FloatArray, requests: int, *, replicates: bool = True) -> FloatArray:
         """(J + 1, T) blocks that trees over ``requests`` keep, per block that the leader variant keeps.

@@ -50,7 +50,7 @@ class HeterogeneousPredictor(PositionMarkedPredictor):
         self._rehearsal = Rehearsal(sample, self.criterion, self.scale)
         self._copies = self._rehearsal.leader(_ONLY_COPIES)
         # Positions at which no copy was ever seen take no part in the curve: they have none later either.
-        self._copied = (np.nan_to_num(self._copies.by_position[0], nan=1.0) < 1).any(axis=0)
+        self._copied = (self._copies.by_position[0] < 1).any(axis=0)
         counts = np.bincount(sample.position, minlength=self._copied.size)
         self._copied_share = float(counts[self._copied].sum() / counts.sum())
         if self._copied.any():

@@ -24,10 +24,11 @@ def replicates(shares: np.ndarray, noise: float, count: int = 16) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("height", "scale", "power"), [(0.9, 2.0, 0.5), (1.0, 20.0, 1.2), (0.5, 0.5, 0.3), (0.8, 40.0, 2.5)]
+    ("height", "scale", "power"),
+    [(0.9, 2.0, 0.5), (1.0, 20.0, 1.2), (0.5, 0.5, 0.3), (0.8, 40.0, 2.5), (1.0, 40.0, 6.0)],
 )
 def test_continues_a_known_curve(height: float, scale: float, power: float) -> None:
-    """16 steps to 64: new blocks within 15 %, and weights that are weights.
+    """16 steps to 64: new blocks within 15 %, or 5 % of all, and weights that are weights.
 
     Even at an error of half a percent three numbers leave that much open at four times the sample.
     """
@@ -38,7 +39,7 @@ def test_continues_a_known_curve(height: float, scale: float, power: float) -> N
     assert (weight >= 0).all()
     assert ((share >= 0) & (share <= 1)).all()
     predicted = (weight[:, :, None] * share).sum()
-    assert predicted == pytest.approx(whole[0, 16:].sum(), rel=0.15)
+    assert predicted == pytest.approx(whole[0, 16:].sum(), rel=0.15, abs=0.05 * whole.sum())
 
 
 def test_noise_leaves_more_curves_open() -> None:

@@ -219,6 +219,27 @@ def test_domains_are_fused_apart(name: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_domains_of_other_lengths_and_sizes_are_no_obstacle(name: str, variant: str) -> None:
+    """Many short requests in one domain, few long ones in another, a third of one alone."""
+    rng = np.random.default_rng(8)
+    lengths, owners = [2] * 7 + [5] * 2 + [4], [0] * 7 + [1] * 2 + [2]
+    k = draw(10, 5, 9, 0.3, rng)
+    inside = np.arange(5) < np.array(lengths)[:, None]
+    request, position = np.nonzero(inside)
+    sample = PairSample.from_vectors(
+        k[inside], values_like(k, rng)[inside], request, position, np.array(owners)[request]
+    )
+    prediction = predictor_class(name)(sample).predict([5, 3] * 6, [0.6, 0.8], variant=variant)
+    assert np.isfinite(prediction.kept).all()
+    assert (prediction.kept > 5).all()
+    assert (prediction.kept <= 48).all()
+    assert np.isfinite(prediction.v_error).all()
+    if prediction.kept_low is not None and prediction.kept_high is not None:
+        assert (prediction.kept_low < prediction.kept_high).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_order_and_repetition_of_thresholds_do_not_matter(name: str) -> None:
     rng = np.random.default_rng(6)
     k = draw(6, 4, 9, 0.3, rng)
