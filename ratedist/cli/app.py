@@ -13,6 +13,7 @@ from ratedist.cli import (
     bench_kernels,
     bench_search,
     bench_theory,
+    capacity,
     capture,
     curve,
     demo,
@@ -60,6 +61,7 @@ app.command("validate", cls=ManyValuesCommand)(validate.validate)
 app.command("quality", cls=ManyValuesCommand)(quality.quality)
 app.command("plan", cls=ManyValuesCommand)(plan.plan)
 app.command("report")(report.report)
+app.command("capacity")(capacity.capacity)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
 app.command("adapt", cls=ManyValuesCommand)(adapt.adapt)
