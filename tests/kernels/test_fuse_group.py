@@ -39,7 +39,7 @@ def sisters(layer: PagedLayer, count: int, seed: int) -> list[PagedLayer]:
         if number == 1 and len(ids):
             # Two blocks are equal in one layer alone, which makes them no duplicates.
             for pool in pools:
-                pool[ids[1:2]] = pool[ids[0]]
+                pool[ids[1:2]] = pool[ids[0]].clone()
         made.append(PagedLayer(pools[0], pools[1], layer.table))
     return made
 
