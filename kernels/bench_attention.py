@@ -124,10 +124,10 @@ def bench_attention(
     ):
         if not value >= least:
             raise InputError(argument, value, f"must be at least {least}")
-    for argument, values, known in (("kind", kinds, KINDS), ("cache", caches, CACHES)):
-        for value in values:
-            if value not in known:
-                raise InputError(argument, value, f"must be one of {', '.join(known)}")
+    for argument, chosen_names, known in (("kind", kinds, KINDS), ("cache", caches, CACHES)):
+        for chosen_name in chosen_names:
+            if chosen_name not in known:
+                raise InputError(argument, chosen_name, f"must be one of {', '.join(known)}")
     for name in dtypes:
         if name not in ("float32", "float16", "bfloat16"):
             raise InputError("dtype", name, "must be float32, float16 or bfloat16")

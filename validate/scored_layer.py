@@ -84,7 +84,7 @@ class ScoredLayer:
         blocks = find_candidates(stand_in)
         if len(blocks) == 0:
             raise InputError("requests", list(requests), "none has a full block; give longer requests")
-        first = first_equal(stand_in.k, stand_in.v, blocks, fused=False)
+        first = first_equal([(stand_in.k, stand_in.v)], blocks, fused=False)
         table = select_table(self._table, requests)
         return Draw(self, table, blocks.physical, first, units_by_domain(blocks, first))
 

@@ -45,13 +45,23 @@ def read_section(path: Path) -> Section:
         raise RatedistError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
-def _source(provenance: dict[str, Any]) -> dict[str, str]:
-    versions = provenance.get("versions", {})
-    when = provenance.get("created", "at an unknown time")
-    return {
-        "command": " ".join(map(str, provenance.get("command", ()))),
-        "made": f"{when}, ratedist {versions.get('ratedist', '?')}",
-    }
+def _section(
+    title: str,
+    provenance: dict[str, Any],
+    answer: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture] = (),
+) -> Section:
+    """A section with the source that the record names."""
+    when, versions = provenance.get("created", "at an unknown time"), provenance.get("versions", {})
+    return Section(
+        title=title,
+        answer=answer,
+        command=" ".join(map(str, provenance.get("command", ()))),
+        made=f"{when}, ratedist {versions.get('ratedist', '?')}",
+        tables=tables,
+        pictures=pictures,
+    )
 
 
 def _table(title: str, rows: Rows, columns: dict[str, str]) -> Table:
@@ -86,7 +96,7 @@ def _validation(path: Path, data: dict[str, Any]) -> Section:
             f"{_factor(best['median_abs_log_ratio'])} in the median and of "
             f"{_factor(best['p90_abs_log_ratio'])} in one row of ten, on requests that it did not see."
         ]
-    return Section(
+    return _section(
         title="Predicted beside measured",
         answer=[*_savings(record.rows), *answer],
         tables=[
@@ -107,7 +117,7 @@ def _validation(path: Path, data: dict[str, Any]) -> Section:
             {"overview": "Predicted against measured compression"},
             "Compression and error",
         ),
-        **_source(record.provenance),
+        provenance=record.provenance,
     )
 
 
@@ -144,7 +154,7 @@ def _suite(path: Path, data: dict[str, Any]) -> Section:
     from ratedist.suite_record import read_suite_record
 
     record = read_suite_record(path)
-    return Section(
+    return _section(
         title="Predictions over all workloads",
         answer=record.words,
         tables=[
@@ -154,7 +164,7 @@ def _suite(path: Path, data: dict[str, Any]) -> Section:
         pictures=_pictures(
             lambda folder: save_suite_figures(record, folder), {}, "Predictions over all workloads"
         ),
-        **_source(record.provenance),
+        provenance=record.provenance,
     )
 
 
@@ -163,7 +173,7 @@ def _quality(path: Path, data: dict[str, Any]) -> Section:
 
     record = read_record(path, data["schema"])
     verdicts = [entry["text"] for entry in record.summary if entry.get("kind") == "verdict"]
-    return Section(
+    return _section(
         title="What it costs in quality, beside quantisation and eviction",
         answer=verdicts or ["Without exact sharing, fusion and 4 bits in one record there is no verdict."],
         tables=[
@@ -190,7 +200,7 @@ def _quality(path: Path, data: dict[str, Any]) -> Section:
             {"quality": "Divergence against compression of the whole cache"},
             "Quality",
         ),
-        **_source(record.provenance),
+        provenance=record.provenance,
     )
 
 
@@ -206,7 +216,7 @@ def _serving(path: Path, data: dict[str, Any]) -> Section:
             f"fusion {verb}, "
             f"{entry['gain']:.2f} times the tokens per second ({entry['gain_predicted']:.2f} predicted)."
         )
-    return Section(
+    return _section(
         title="What saved blocks buy in serving",
         answer=answer,
         tables=[
@@ -231,7 +241,7 @@ def _serving(path: Path, data: dict[str, Any]) -> Section:
             {"serving": "Tokens per second against the size of the pool"},
             "Serving",
         ),
-        **_source(record.provenance),
+        provenance=record.provenance,
     )
 
 
@@ -246,7 +256,7 @@ def _plan(path: Path, data: dict[str, Any]) -> Section:
     ]
     if uniform is not None:
         answer.append(f"The best single setting within it gives {uniform['compression']:.2f}.")
-    return Section(
+    return _section(
         title=f"A plan for {data['model']}",
         answer=answer,
         tables=[
@@ -259,7 +269,7 @@ def _plan(path: Path, data: dict[str, Any]) -> Section:
                 ),
             )
         ],
-        **_source(data["provenance"]),
+        provenance=data["provenance"],
     )
 
 
@@ -267,7 +277,7 @@ def _generation(path: Path, data: dict[str, Any]) -> Section:
     record = read_record(path, data["schema"])
     fused = next(row for row in record.rows if row["name"] == "fused")
     plain = next(row for row in record.rows if row["name"] == "unmodified")
-    return Section(
+    return _section(
         title="A real model on the fused cache",
         answer=[
             f"{fused['same_tokens']} of {fused['tokens']} tokens are the unmodified model's; the cache takes "
@@ -288,7 +298,7 @@ def _generation(path: Path, data: dict[str, Any]) -> Section:
                 },
             )
         ],
-        **_source(record.provenance),
+        provenance=record.provenance,
     )
 
 
@@ -302,7 +312,7 @@ def _benchmark(path: Path, data: dict[str, Any]) -> Section:
             f"At worst {worst['ratio']:.2f} times the floor that the work sets ({worst['name']}); "
             f"{len(timed)} cases."
         ]
-    return Section(
+    return _section(
         title="Speed beside its floor",
         answer=answer,
         tables=[
@@ -318,7 +328,7 @@ def _benchmark(path: Path, data: dict[str, Any]) -> Section:
                 },
             )
         ],
-        **_source(record.provenance),
+        provenance=record.provenance,
     )
 
 
@@ -338,12 +348,12 @@ def _adaptive(path: Path, data: dict[str, Any]) -> Section:
             plt.close(figure)
         return target
 
-    return Section(
+    return _section(
         title="A threshold that follows the workload",
         answer=["Each policy over the same stream of requests; the promise is on the error of a window."],
         tables=[_any_table("Policies", record.summary)],
         pictures=_pictures(draw, {"adaptive": "Threshold, error and evidence of change"}, "Adaptive"),
-        **_source(record.provenance),
+        provenance=record.provenance,
     )
 
 

@@ -66,10 +66,10 @@ def default_settings(
     for number in bits:
         if number != 16 and not 1 <= number <= 8:
             raise InputError("bits", number, "must be 16, or 1 to 8")
-        coding = {} if number == 16 else {"coding": "kivi", "bits": number}
-        settings.append(Method("exact", **coding))
+        coding, stored = ("", 0) if number == 16 else ("kivi", number)
+        settings.append(Method("exact", coding, stored))
         settings += [
-            Method("fusion", **coding, criterion=criterion, threshold=float(threshold))
+            Method("fusion", coding, stored, criterion=criterion, threshold=float(threshold))
             for criterion in criteria
             for threshold in thresholds
         ]
