@@ -236,6 +236,11 @@ def test_quantised_turned_and_centred_blocks_are_read_as_they_say(
     assert cache.resident_bytes() == reachable_bytes(cache)
     for layer_report in cache.report().layers:
         assert layer_report.kept < layer_report.candidates
+        layer = cache.layer(layer_report.layer)
+        table = layer.table
+        named = table.entries[torch.arange(table.entries.shape[1]) < table.used_blocks[:, None]].unique()
+        blocks = len(layer.k.codes) + len(layer.k_tail) if isinstance(layer, QuantisedLayer) else len(layer.k)
+        assert blocks <= len(named) + 4
 
 
 def reachable_bytes(start: object) -> int:
