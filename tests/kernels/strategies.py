@@ -29,14 +29,19 @@ CLOSE = 1e-5
 
 
 def on_every_backend(
-    *strategies: st.SearchStrategy[Any],
+    *strategies: st.SearchStrategy[Any], share: float = 1.0
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make ``property(backend, *drawn)`` a test, parametrised over the three implementations."""
+    """Make ``property(backend, *drawn)`` a test, parametrised over the three implementations.
+
+    Args:
+        strategies: what is drawn.
+        share: of ``EXAMPLES`` to try.
+    """
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
         @pytest.mark.parametrize("backend", EXAMPLES)
         def test(backend: str) -> None:
-            @settings(max_examples=EXAMPLES[backend])
+            @settings(max_examples=round(share * EXAMPLES[backend]))
             @given(st.tuples(*strategies))
             def run(drawn: tuple[Any, ...]) -> None:
                 check(backend, *drawn)

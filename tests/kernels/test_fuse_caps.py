@@ -106,7 +106,7 @@ def test_caps_hold_and_refuse_only_where_they_must(
         assert spent or any(most is not None and len(readers[b]) + own > most for b in targets)
 
 
-@on_every_backend(layers(), st.floats(0.0, 0.9), variants, criteria, modes)
+@on_every_backend(layers(), st.floats(0.0, 0.9), variants, criteria, modes, share=0.4)
 def test_caps_that_never_bind_change_nothing(
     backend: str, layer: PagedLayer, threshold: float, variant: str, criterion: str, mode: dict[str, object]
 ) -> None:
@@ -122,7 +122,7 @@ def test_caps_that_never_bind_change_nothing(
         assert none.absorbed == none.exact
 
 
-@on_every_backend(layers(ties=False), st.floats(0.0, 0.9), variants, criteria, sharers, shares)
+@on_every_backend(layers(ties=False), st.floats(0.0, 0.9), variants, criteria, sharers, shares, share=0.8)
 def test_caps_agree_with_the_reference(
     backend: str,
     layer: PagedLayer,

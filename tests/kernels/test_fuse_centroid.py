@@ -73,6 +73,7 @@ def grouped(asked: Wish, threshold: float, criterion: str) -> tuple[dict[int, li
     scales,
     st.sampled_from(["plain", "plain", *KINDS]),
     st.integers(0, 99),
+    share=0.7,
 )
 def test_groups_read_their_centroid(
     backend: str, layer: PagedLayer, threshold: float, criterion: str, scale: str, kind: str, seed: int

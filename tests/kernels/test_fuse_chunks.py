@@ -46,7 +46,7 @@ def chunks_as_requests(layer: PagedLayer, chunk_blocks: int) -> tuple[PagedLayer
     return PagedLayer(layer.k, layer.v, made), origin
 
 
-@on_every_backend(layers(), thresholds, variants, criteria, scales, st.integers(1, 3))
+@on_every_backend(layers(), thresholds, variants, criteria, scales, st.integers(1, 3), share=0.6)
 def test_chunks_fuse_as_requests_of_their_own_domain_would(
     backend: str,
     layer: PagedLayer,
@@ -81,7 +81,7 @@ def test_chunks_fuse_as_requests_of_their_own_domain_would(
             assert float(one.flatten()[here]) == float(two.flatten()[there])
 
 
-@on_every_backend(layers(ties=False), st.floats(0.3, 0.95), variants, criteria, st.integers(1, 3))
+@on_every_backend(layers(ties=False), st.floats(0.3, 0.95), variants, criteria, st.integers(1, 3), share=0.5)
 def test_chunks_agree_with_the_reference(
     backend: str, layer: PagedLayer, threshold: float, variant: str, criterion: str, chunk_blocks: int
 ) -> None:

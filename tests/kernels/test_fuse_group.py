@@ -67,8 +67,9 @@ def joint_scores(group: list[PagedLayer], criterion: str) -> torch.Tensor:
     criteria,
     scales,
     st.integers(1, 3),
-    st.sampled_from([None, *KINDS]),
+    st.sampled_from([None, None, *KINDS]),
     st.integers(0, 99),
+    share=0.6,
 )
 def test_one_mapping_by_all_layers(
     backend: str,

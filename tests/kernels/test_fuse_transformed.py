@@ -126,7 +126,9 @@ def firsts(layer: PagedLayer) -> dict[int, int]:
     return {a: first.get(a, a) for a in full_blocks(layer)}
 
 
-@on_every_backend(layers(ties=False), thresholds, variants, criteria, scales, kinds, st.integers(0, 1000))
+@on_every_backend(
+    layers(ties=False), thresholds, variants, criteria, scales, kinds, st.integers(0, 1000), share=0.7
+)
 def test_what_is_read_is_the_representative_in_the_members_place(
     backend: str,
     layer: PagedLayer,
@@ -190,7 +192,9 @@ def test_what_is_read_is_the_representative_in_the_members_place(
             assert difference <= TOLERANCE[layer.k.dtype] * size
 
 
-@on_every_backend(layers(ties=False), thresholds, variants, criteria, scales, kinds, st.integers(0, 1000))
+@on_every_backend(
+    layers(ties=False), thresholds, variants, criteria, scales, kinds, st.integers(0, 1000), share=0.7
+)
 def test_transformed_fusion_agrees_with_the_reference(
     backend: str,
     layer: PagedLayer,
@@ -218,7 +222,7 @@ def test_transformed_fusion_agrees_with_the_reference(
     same_reading(*found)
 
 
-@on_every_backend(layers(), thresholds, variants, criteria, kinds, st.integers(0, 1000))
+@on_every_backend(layers(), thresholds, variants, criteria, kinds, st.integers(0, 1000), share=0.3)
 def test_domains_do_not_leak_into_each_other(
     backend: str, layer: PagedLayer, threshold: float, variant: str, criterion: str, kind: str, seed: int
 ) -> None:
@@ -253,6 +257,7 @@ def test_domains_do_not_leak_into_each_other(
     criteria,
     st.sampled_from(["half", "interleaved"]),
     st.integers(0, 99),
+    share=0.4,
 )
 def test_positions_do_not_matter_once_they_are_removed(
     backend: str, layer: PagedLayer, threshold: float, variant: str, criterion: str, style: str, seed: int
