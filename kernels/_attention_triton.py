@@ -132,12 +132,12 @@ def _tile(dtype: torch.dtype, block_m: int, block_d: int, form: str) -> tuple[in
     if form == "_reading":
         few = block_d == _BLOCKS_D[0]
         return 32 if low and few else 16, 8 if large or not (low or few) else 4, 2
-    # 8 KiB of keys and as much of values; twice that for taller tiles, which have more to do with them;
-    # and no fewer tokens than a product takes.
-    room = 16384 if block_m == _MANY_ROWS else 8192
-    tokens = max(16, min(64, room // (block_d * dtype.itemsize)))
+    # 8 KiB of keys and as much of values, and no fewer tokens than a product takes.
+    tokens = max(16, 8192 // (block_d * dtype.itemsize))
+    wide = block_m * block_d >= _MANY_ROWS * _BLOCKS_D[1]
     # Three stages fetch the table one tile ahead of the keys and values, where registers suffice.
-    return tokens, 8 if large and not low else 4, 3 if low and block_m == _FEW_ROWS else 2
+    stages = 3 if low and block_m == _FEW_ROWS and not large else 2
+    return tokens, 8 if wide or (large and not low) else 4, stages
 
 
 @functools.cache

@@ -202,16 +202,18 @@ def quantise(layer: PagedLayer | FusedLayer, bits: int) -> QuantisedLayer:
     entries[full] = coded_id.int()
     entries[partly] = (tail_id + len(coded)).int()
     ones = torch.ones(table.entries.shape, dtype=torch.float32, device=layer.k.device)
-    fused = isinstance(layer, FusedLayer)
+    k_scale, v_scale, reading = (
+        (layer.k_scale, layer.v_scale, layer.reading) if isinstance(layer, FusedLayer) else (ones, ones, None)
+    )
     return QuantisedLayer(
         _quantise_pool("k", layer.k, coded, bits),
         _quantise_pool("v", layer.v, coded, bits),
         dataclasses.replace(table, entries=entries),
-        layer.k_scale if fused else ones,
-        layer.v_scale if fused else ones,
+        k_scale,
+        v_scale,
         layer.k.index_select(0, tail),
         layer.v.index_select(0, tail),
-        layer.reading if fused else None,
+        reading,
     )
 
 

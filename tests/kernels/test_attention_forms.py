@@ -17,6 +17,7 @@ from ratedist.errors import InputError
 from ratedist.kernels import _attention_triton
 from ratedist.kernels.attention import paged_attention, paged_decode_attention
 from ratedist.kernels.layout import FusedLayer, PagedLayer
+from ratedist.kernels.quantised import Layer, quantise
 
 BACKENDS = ("reference", "cpu", "triton")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -42,7 +43,7 @@ def ragged(dtype: torch.dtype, **options: Any) -> tuple[torch.Tensor, FusedLayer
 
 def check(
     q: torch.Tensor,
-    layer: FusedLayer | PagedLayer,
+    layer: Layer,
     query_lengths: torch.Tensor | None,
     backends: tuple[str, ...] = BACKENDS,
     **options: Any,
@@ -94,6 +95,22 @@ def test_turned_and_centred_blocks(style: str, dtype: torch.dtype) -> None:
         )
         assert torch.equal(with_it[own], without[own])
         assert not torch.equal(with_it, without)
+
+
+@pytest.mark.parametrize("form", ["plain", "reading", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_tiles_of_a_gpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, form: str) -> None:
+    """Interpreted with the tiles that are compiled: several of tokens and of rows, with rows of no token."""
+    monkeypatch.setattr(_attention_triton, "_TILES_OF_DATA", False)
+    layer: Layer = make_layer((75, 0, 20), block_size=16, kv_heads=1, head_dim=72, dtype=dtype, seed=23)
+    assert isinstance(layer, FusedLayer)
+    if form != "plain":
+        layer = with_reading(layer, "half", 48)
+    if form.startswith("int"):
+        layer = quantise(layer, int(form.removeprefix("int")))
+    query_lengths = torch.tensor([40, 0, 2])
+    q = torch.randn(42, 2, 72, generator=generator(24)).to(dtype)
+    check(q, layer, query_lengths, ("triton",), window=18, softcap=4.0)
 
 
 @pytest.mark.parametrize("kind", ["shifts", "means"])

@@ -33,8 +33,8 @@ def test_every_kernel_compiles(target: str) -> None:
     kernels = json.loads(done.stdout)["kernels"]
     shown = {(kernel["name"], kernel["dtype"]) for kernel in kernels}
     floats = {"float32", "float16", "bfloat16"}
-    names = ("block_norms", "best_match[keys]", "best_match[distance]", "paged_decode[64]")
-    assert shown >= {(name, dtype) for name in (*names, "paged_decode[256]") for dtype in floats}
+    names = ("block_norms", "best_match[keys]", "best_match[distance]", "attention[16x64]")
+    assert shown >= {(name, dtype) for name in (*names, "attention_merge") for dtype in floats}
     assert len(shown) == len(kernels) == len(compiling.specialisations())
     for kernel in kernels:
         label = f"{kernel['name']} {kernel['dtype']}"
