@@ -195,8 +195,8 @@ def read_back(layer: Layer, dense: Tensor, part: str) -> Tensor:
         ({"threshold": 0.6}, 8),
         ({"threshold": 1.0}, 4),
         ({"threshold": 0.6, "max_absorbed_share": 0.5}, None),
-        ({"threshold": 0.6, "centre": "position"}, None),
-        ({"threshold": 0.6, "rotary": Rotary.from_base(10000.0, 8), "centre": "layer"}, 8),
+        ({"threshold": 0.1, "centre": "position"}, None),
+        ({"threshold": 0.1, "rotary": Rotary.from_base(10000.0, 8), "centre": "layer"}, 8),
     ],
     ids=["8 bits", "4 bits", "cap", "centre", "rotary, centre, 8 bits"],
 )
@@ -221,6 +221,8 @@ def test_quantised_turned_and_centred_blocks_are_read_as_they_say(
             layer = dense.layers[index]
             fused = cache.layer(index)
             assert isinstance(fused, QuantisedLayer) == (bits is not None)
+            assert not isinstance(fused, PagedLayer)
+            assert (fused.reading is not None) == ("centre" in options)
             layer.keys = read_back(fused, layer.keys, "k")
             layer.values = read_back(fused, layer.values, "v")
         assert cache.resident_bytes() == reachable_bytes(cache) < before
