@@ -27,6 +27,7 @@ from ratedist.validate.protocol import (
 from ratedist.validate.scored_layer import ScoredLayer, select_requests
 from ratedist.validate.suite import Suite, Task
 from ratedist.validate.suite_folder import CELLS, SETTINGS, CellKey, SuiteFolder
+from ratedist.validate.suite_rows import choose
 from ratedist.validate.suite_run import fingerprint, plan_work, run_cells, suite_settings
 from ratedist.validate.suite_summary import make_record
 
@@ -379,6 +380,25 @@ def test_a_predictor_is_chosen_within_the_calibration_requests(make_capture, tmp
     assert run(few, [capture], tmp_path / "few").provenance["choice"]["chosen"] is None
 
 
+def test_a_predictor_that_failed_anywhere_is_not_chosen(captures) -> None:
+    suite = small_suite()
+    work = plan_work(suite, captures[:1])
+    keys = [key for item in work for key in item.splits]
+
+    class Folder:
+        def has(self, key: CellKey) -> bool:
+            return True
+
+        def read(self, key: CellKey) -> dict[str, object]:
+            errors = {"gaussian": None if key == keys[-1] else [0.0], "position-marked": [0.1, 0.3]}
+            return {"choice_seconds": 0.5, "results": [{"held_out": errors}, {"held_out": {}}]}
+
+    choice = choose(suite, work, Folder())
+    assert choice.chosen == "position-marked"
+    assert choice.errors == {"gaussian": None, "position-marked": pytest.approx(0.2)}
+    assert choice.seconds == pytest.approx(0.5 * len(keys))
+
+
 class Stumbling(Predictor):
     """Fails in the tree variant; gives no number in the other."""
 
@@ -436,6 +456,7 @@ def test_no_exceedance_in_the_calibration_requests(make_capture, tmp_path: Path)
     assert {row["predictor"] for row in record.rows} == set(suite.predictors)
     for row in record.rows:
         assert row["refused"] or row["compression_predicted"] == pytest.approx(1, abs=0.2)
+        assert (row["compression_measured"], row["counts"]) == (1.0, 0)
 
 
 def test_a_full_disk_is_named(captures, tmp_path: Path, monkeypatch) -> None:
