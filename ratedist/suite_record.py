@@ -76,9 +76,19 @@ class SuiteRecord:
 
 
 def write_suite_record(record: SuiteRecord, path: Path) -> None:
-    """Write a record, whole or not at all; raises RatedistError where it cannot be written."""
+    """Write a record, whole or not at all, and beside it what it says without the rows, which are megabytes.
+
+    The second file is called like the first with ``-summary`` added: small enough to be kept under version
+    control. Raises RatedistError where they cannot be written.
+    """
+    data = record.to_json()
+    summary = {name: value for name, value in data.items() if name != "columns"}
     try:
-        write_atomic(path, json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")) + "\n")
+        write_atomic(path, json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n")
+        write_atomic(
+            path.with_name(f"{path.stem}-summary{path.suffix}"),
+            json.dumps(summary, allow_nan=False, indent=1, ensure_ascii=False) + "\n",
+        )
     except OSError as error:
         raise RatedistError(f"{path} cannot be written: {error.strerror or error}") from error
 

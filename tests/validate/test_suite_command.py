@@ -53,7 +53,14 @@ def test_record_words_and_pictures(run, make_capture, mine: Path, tmp_path: Path
     record = read_suite_record(out / "suite.json")
     assert len(record.rows) == 2 * 2 * 2 * 2 * 2 * 2 * 2
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        *("suite.json", "settings.json", "suite-scatter.png", "suite-errors.png", "suite-layers.png")
+        *(
+            "suite.json",
+            "suite-summary.json",
+            "settings.json",
+            "suite-scatter.png",
+            "suite-errors.png",
+            "suite-layers.png",
+        )
     }
     for text in (
         "3 → 4",

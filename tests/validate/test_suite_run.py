@@ -181,6 +181,13 @@ def test_record_has_every_row_with_noise_and_cost(captures, tmp_path: Path) -> N
     again = read_suite_record(path)
     assert again.rows == rows
     assert (again.summary, again.goals, again.words) == (record.summary, record.goals, record.words)
+    short = json.loads((tmp_path / "record-summary.json").read_text(encoding="utf-8"))
+    assert "columns" not in short
+    assert (short["schema"], short["summary"], short["goals"]) == (
+        "ratedist/suite/1",
+        record.summary,
+        record.goals,
+    )
 
 
 def test_an_interrupted_run_resumes_to_the_same_record(captures, tmp_path: Path, monkeypatch) -> None:
