@@ -21,6 +21,10 @@ class InputError(RatedistError, ValueError):
         self.remedy = remedy
         super().__init__(f"{argument} = {value!r}: {remedy}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
+        # Exceptions are rebuilt from their message otherwise, when a worker process sends one back.
+        return type(self), (self.argument, self.value, self.remedy)
+
 
 class CaptureError(RatedistError):
     """A capture on disk is incomplete, corrupted, or of a schema version that this version cannot read."""

@@ -16,8 +16,9 @@ from ratedist.predictors import PairSample, Prediction, held_out_errors, predict
 from ratedist.rate import CacheShape, cache_rate
 from ratedist.records import Record, provenance
 from ratedist.validate.calibrate import pair_sample
-from ratedist.validate.manifest import DTYPES, Manifest
+from ratedist.validate.manifest import DTYPES, MANIFEST, Manifest
 from ratedist.validate.measure import Measurement, Runtime, measure, runtime_for
+from ratedist.validate.parallel import absolute, check_jobs, run_tasks
 from ratedist.validate.store import Capture
 from ratedist.validate.summary import ALL, summarise
 
@@ -158,6 +159,7 @@ def compare(
     progress: Progress | None = None,
     command: list[str] | None = None,
     jobs: int = 1,
+    dask: str | None = None,
 ) -> Record:
     """Fit every predictor on half of each capture's requests and compare it with fusion of the others.
 
@@ -169,6 +171,8 @@ def compare(
         command: what the record names as the command that made it; this process's own where None.
         jobs: layers compared at a time, each in a process of its own where more than one; the record is the
             same.
+        dask: address of a Dask scheduler whose workers compare the layers instead, see
+            ``ratedist.validate.parallel.run_tasks``; the record is the same.
 
     Returns:
         A record of schema ``SCHEMA``: a row for every workload, layer, variant, criterion, threshold and
@@ -177,13 +181,13 @@ def compare(
         of the row's layer, ``cache_compression_*`` is that of the whole cache with all layers of the plan
         fused like this, table entries, scales and layers left alone counted (the same in every layer's row).
 
-    Raises InputError where the captures do not fit each other or the plan, or for ``jobs`` below 1.
+    Raises InputError where the captures do not fit each other or the plan, for ``jobs`` below 1, or for a
+    cluster that does not answer or would not give the same record.
     """
-    from joblib import Parallel, delayed
-
     plan = Plan() if plan is None else plan
-    if jobs < 1:
-        raise InputError("jobs", jobs, "must be at least 1")
+    check_jobs(jobs)
+    if dask is not None:
+        captures = [Capture(absolute(capture.folder, dask), capture.manifest) for capture in captures]
     where = runtime_for("cpu") if runtime is None else runtime
     check_captures(captures)
     splits = [split_requests(capture.manifest, plan.seed) for capture in captures]
@@ -193,8 +197,13 @@ def compare(
         for capture, split, chosen in zip(captures, splits, layers, strict=True)
         for layer in chosen
     ]
-    results = Parallel(n_jobs=min(jobs, len(work)), return_as="generator")(
-        delayed(_compare_layer)(capture, split, layer, plan, where) for capture, split, layer in work
+    results = run_tasks(
+        _compare_layer,
+        [(capture, split, layer, plan, where) for capture, split, layer in work],
+        jobs=jobs,
+        dask=dask,
+        files=[capture.folder / MANIFEST for capture in captures],
+        backend=where.backend,
     )
     cells: dict[str, list[LayerCell]] = {capture.manifest.workload: [] for capture in captures}
     for done, ((capture, _, layer), found) in enumerate(zip(work, results, strict=True), start=1):

@@ -14,8 +14,9 @@ from ratedist.errors import InputError
 from ratedist.kernels.layout import PagedLayer
 from ratedist.validate.capture import capture_cache
 from ratedist.validate.compare import check_captures, default_layers
-from ratedist.validate.manifest import Manifest, without_files
+from ratedist.validate.manifest import MANIFEST, Manifest, without_files
 from ratedist.validate.models import LoadedModel
+from ratedist.validate.parallel import absolute, check_jobs, run_tasks
 from ratedist.validate.protocol import (
     CHOICE_SPLITS,
     Calibration,
@@ -29,7 +30,7 @@ from ratedist.validate.protocol import (
 from ratedist.validate.scored_layer import ScoredLayer, select_requests
 from ratedist.validate.store import Capture
 from ratedist.validate.suite import Suite
-from ratedist.validate.suite_folder import CAPTURES, CellKey, SuiteFolder
+from ratedist.validate.suite_folder import CAPTURES, SETTINGS, CellKey, SuiteFolder
 from ratedist.validate.workloads import build_prompts
 
 __all__ = [
@@ -191,6 +192,7 @@ def run_cells(
     folder: SuiteFolder,
     *,
     jobs: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Compute every cell that is not in the folder yet; each is stored as soon as it is finished.
@@ -200,16 +202,17 @@ def run_cells(
         work: from ``plan_work``.
         folder: claimed with ``suite_settings``.
         jobs: layers at a time, each in a process of its own where more than one; the cells are the same.
+        dask: address of a Dask scheduler whose workers compute the cells instead and write them into the
+            folder, see ``ratedist.validate.parallel.run_tasks``; the cells are the same.
         progress: called after every layer.
 
     Raises:
-        InputError: ``jobs`` below 1, or a layer without two requests that can be compared.
+        InputError: ``jobs`` below 1, a layer without two requests that can be compared, or a cluster that
+            does not answer or would not give the same cells.
         RatedistError: a cell cannot be written; those before it stay.
     """
-    from joblib import Parallel, delayed
-
-    if jobs < 1:
-        raise InputError("jobs", jobs, "must be at least 1")
+    check_jobs(jobs)
+    folder = SuiteFolder(absolute(folder.path, dask))
     left = []
     for item in work:
         missing = [key for key in (*item.splits, *item.noise) if not folder.has(key)]
@@ -219,13 +222,30 @@ def run_cells(
     done = whole - sum(item.cost for item, _ in left)
     if progress is not None:
         progress(done / whole, "cells of an earlier run")
-    results = Parallel(n_jobs=min(jobs, max(1, len(left))), return_as="generator")(
-        delayed(_run_layer)(suite, item, missing, folder) for item, missing in left
+    if dask is not None:
+        left = [(_at_absolute_paths(item, dask), missing) for item, missing in left]
+    captures = {item.capture.folder for item, _ in left}
+    captures |= {capture.folder for item, _ in left for capture in item.sources.values()}
+    results = run_tasks(
+        _run_layer,
+        [(suite, item, missing, folder) for item, missing in left],
+        jobs=jobs,
+        # Nothing is left to do in a suite that is run again, which needs no cluster then.
+        dask=dask if left else None,
+        files=[folder.path / SETTINGS, *(path / MANIFEST for path in sorted(captures))],
     )
     for (item, _), _ in zip(left, results, strict=True):
         done += item.cost
         if progress is not None:
             progress(min(1.0, done / whole), f"{item.capture.manifest.workload}, layer {item.layer}")
+
+
+def _at_absolute_paths(item: LayerWork, dask: str) -> LayerWork:
+    def there(capture: Capture) -> Capture:
+        return Capture(absolute(capture.folder, dask), capture.manifest)
+
+    sources = {name: there(capture) for name, capture in item.sources.items()}
+    return replace(item, capture=there(item.capture), sources=sources)
 
 
 def _run_layer(suite: Suite, item: LayerWork, missing: Sequence[CellKey], folder: SuiteFolder) -> None:

@@ -33,6 +33,7 @@ def run_suite(
     parts: Sequence[str],
     model: str | None,
     jobs: int,
+    dask: str | None,
     judge: bool,
     force: bool,
     json: bool,
@@ -71,7 +72,7 @@ def run_suite(
         opened = [capture for capture in opened if capture.manifest.workload in chosen]
     else:
         opened = _captures(suite, out, workloads)
-    met = _compute(suite, opened, out, jobs=jobs, force=force, json=json)
+    met = _compute(suite, opened, out, jobs=jobs, dask=dask, force=force, json=json)
     if suite.quality is not None:
         _measure_quality(suite, [capture.manifest.workload for capture in opened], out, quiet=json)
     if judge and met is not True:
@@ -149,7 +150,14 @@ def _captures(suite: Suite, out: Path, workloads: Sequence[str]) -> list[Capture
 
 
 def _compute(
-    suite: Suite, captures: Sequence[Capture], out: Path, *, jobs: int, force: bool, json: bool
+    suite: Suite,
+    captures: Sequence[Capture],
+    out: Path,
+    *,
+    jobs: int,
+    dask: str | None,
+    force: bool,
+    json: bool,
 ) -> bool | None:
     """Run what is left of the cells, write and show the record; whether goals are met, None without any."""
     from ratedist.figures.suite import save_suite_figures
@@ -163,7 +171,7 @@ def _compute(
     folder = SuiteFolder.claim(out, suite_settings(suite, captures), marks, force=force)
     start = time.monotonic()
     with time_left("comparing") as progress:
-        run_cells(suite, work, folder, jobs=jobs, progress=progress)
+        run_cells(suite, work, folder, jobs=jobs, dask=dask, progress=progress)
     messages().print(f"cells: {time.monotonic() - start:.0f} s", highlight=False)
     record = make_record(suite, work, folder)
     write_suite_record(record, out / RECORD)

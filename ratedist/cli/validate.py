@@ -62,6 +62,14 @@ def validate(
     jobs: Annotated[
         int, typer.Option("--jobs", help="Layers at a time, each in its own process; the record is the same.")
     ] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            help="Address of a Dask scheduler, as in tcp://10.0.0.1:8786, whose workers take the layers; the "
+            "record is the same. If it is lost, --jobs finishes here.",
+        ),
+    ] = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +134,7 @@ def validate(
             parts=parts or [],
             model=model,
             jobs=jobs,
+            dask=dask,
             judge=judge,
             force=force,
             json=json,
@@ -162,7 +171,7 @@ def validate(
     if out is not None:
         claim_folder(out, force=force)
     with progress_bar("validating") as progress:
-        record = compare(captures, plan, runtime=runtime, progress=progress, jobs=jobs)
+        record = compare(captures, plan, runtime=runtime, progress=progress, jobs=jobs, dask=dask)
     if out is not None:
         _write(record, out)
     if json:
