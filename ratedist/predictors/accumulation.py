@@ -44,8 +44,16 @@ class AccumulationPredictor(Predictor):
         self._leader: dict[bytes, tuple[Accumulated, Growth]] = {}
 
     def _fuse(self, full_blocks: IntArray, thresholds: FloatArray, variant: str) -> Outcome:
+        kept, spread = self.kept(full_blocks, thresholds, variant)
         curves, growth = self._curves(thresholds)
-        log_kept, form = self._kept(curves, growth, full_blocks)
+        return Outcome(kept, self._absorbed_errors(curves, growth, full_blocks, thresholds, variant), spread)
+
+    def kept(
+        self, full_blocks: IntArray, thresholds: FloatArray, variant: str
+    ) -> tuple[FloatArray, Spread | None]:
+        """(T,) expected kept blocks of requests of one domain, and their spread; thresholds ascend."""
+        curves, growth = self._curves(thresholds)
+        log_kept, form = self._log_kept(curves, growth, full_blocks)
         replicates = self._replicates(curves, growth, full_blocks)
         if variant == "tree":
             ratio, ratio_form = self._tree_ratio(thresholds, full_blocks.size)
@@ -54,8 +62,7 @@ class AccumulationPredictor(Predictor):
         most, first = full_blocks.sum(), full_blocks[0]
         # A single sample need not keep more at a higher threshold; what is expected of all of them does.
         kept = np.maximum.accumulate(np.clip(np.exp(log_kept), first, most))
-        errors = self._absorbed_errors(curves, growth, full_blocks, thresholds, variant)
-        return Outcome(kept, errors, self._spread(replicates, form, kept, full_blocks.size))
+        return kept, self._spread(replicates, form, kept, full_blocks.size)
 
     def _curves(self, thresholds: FloatArray) -> tuple[Accumulated, Growth]:
         key = thresholds.tobytes()
@@ -86,7 +93,7 @@ class AccumulationPredictor(Predictor):
         ]
         return within, np.stack(beyond, axis=1) if beyond else np.zeros((shares.shape[0], 0))
 
-    def _kept(
+    def _log_kept(
         self, curves: Accumulated, growth: Growth, full_blocks: IntArray
     ) -> tuple[FloatArray, FloatArray]:
         """(T,) each: expected ln(kept) of the leader variant, and its spread over the curves that fit."""

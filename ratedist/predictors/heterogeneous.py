@@ -7,8 +7,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ratedist.predictors.accumulation import AccumulationPredictor
 from ratedist.predictors.accumulation_curves import Rehearsal
-from ratedist.predictors.base import Outcome
+from ratedist.predictors.base import Outcome, Spread
 from ratedist.predictors.growth import Growth
 from ratedist.predictors.position_marked import PositionMarkedPredictor
 from ratedist.predictors.sample import PairSample
@@ -37,7 +38,9 @@ class HeterogeneousPredictor(PositionMarkedPredictor):
     plug-in of each block's share of matches misses by far (it takes the chance in those shares for
     popularity). What no c in [−0.95, 30] reaches is left as a factor.
 
-    Errors are those of the position-marked process.
+    Errors are those of the position-marked process. At m = n the prediction is the measurement that
+    accumulation makes, so the band is accumulation's; beyond, the distance between the two predictions
+    counts as the sample's error where it is larger.
 
     Source: docs/theory.md, "Heterogeneity within a position".
     Test: tests/ratedist/predictors/test_heterogeneous.py::test_sees_popularity_where_positions_do_not.
@@ -48,6 +51,7 @@ class HeterogeneousPredictor(PositionMarkedPredictor):
     def _fit(self, sample: PairSample) -> None:
         super()._fit(sample)
         self._rehearsal = Rehearsal(sample, self.criterion, self.scale)
+        self._accumulation = AccumulationPredictor(sample, criterion=self.criterion, scale=self.scale)
         self._copies = self._rehearsal.leader(_ONLY_COPIES)
         # Positions at which no copy was ever seen take no part in the curve: they have none later either.
         self._copied = (self._copies.by_position[0] < 1).any(axis=0)
@@ -76,7 +80,12 @@ class HeterogeneousPredictor(PositionMarkedPredictor):
             self._between(thresholds, int(full_blocks.max())), self._distinct(full_blocks), shape, variant
         )
         kept = np.clip(kept * measured / reached, min(full_blocks[0], full_blocks.sum()), full_blocks.sum())
-        return Outcome(np.maximum.accumulate(kept), errors)
+        kept = np.maximum.accumulate(kept)
+        other, spread = self._accumulation.kept(full_blocks, thresholds, variant)
+        if spread is not None:
+            apart = np.abs(np.log(kept / other))
+            spread = Spread(np.maximum(spread.calibration, apart), spread.batch, spread.freedom)
+        return Outcome(kept, errors, spread)
 
     def _measured(self, full_blocks: IntArray, thresholds: FloatArray, variant: str) -> FloatArray:
         """(T,) blocks that requests of the sample keep."""

@@ -72,3 +72,17 @@ def test_copies_saturate_by_themselves() -> None:
     prediction = predictor_class("heterogeneous")(sample_of(batch(16))).predict([5] * 64, [0.9])
     assert prediction.kept[0] == pytest.approx(64 * 3 + 8, rel=0.03)
     assert prediction.k_error[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_band_is_that_of_accumulation_and_wider_where_the_two_disagree() -> None:
+    sample = sample_of(popular(16, np.random.default_rng(9)))
+    widths = {}
+    for name in ("heterogeneous", "accumulation"):
+        for requests in (16, 64):
+            prediction = predictor_class(name)(sample).predict([4] * requests, [0.6])
+            assert prediction.kept_low is not None
+            assert prediction.kept_high is not None
+            ends = (prediction.kept_high[0] - 0.5) / (prediction.kept_low[0] + 0.5)
+            widths[name, requests] = float(np.log(ends))
+    assert widths["heterogeneous", 16] == pytest.approx(widths["accumulation", 16], rel=0.02)
+    assert widths["heterogeneous", 64] >= widths["accumulation", 64] * (1 - 1e-6)
