@@ -94,9 +94,10 @@ def fuse(
 
     Nothing is copied or moved (but for centroids): the result has the same pool, a new block table and
     scales. Beyond vectors with one number per block it takes at most about 9 % of the layer's bytes as
-    working memory (``backend="cpu"``); with ``rotary``, ``centre`` or centroids float32 copies of the keys
-    and values of all distinct full blocks on top, and the means, which with ``rotary`` are one per domain
-    and position in use.
+    working memory (``backend="cpu"``). With ``rotary``, ``centre`` or centroids there are float32 copies of
+    the keys and values of all distinct full blocks on top, as many bytes as a float32 layer and twice those
+    of a 16-bit one; the means, in float64 while they are summed; and the new pool of centroids. With
+    ``rotary`` a mean is stored for each domain and position in use.
 
     Args:
         layer: paged keys and values. Every token within a request's length must be finite.

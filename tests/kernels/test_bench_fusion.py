@@ -171,6 +171,7 @@ def test_rows_of_the_benchmark() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"variants": ("leader", "components")}, "variant = 'components': must be one of leader, tree"),
         ({"requests": 1}, "requests = 1: must be at least 2"),
         ({"blocks": -1}, "blocks = -1: must be at least 1"),
         ({"repeats": 0}, "repeats = 0: must be at least 1"),

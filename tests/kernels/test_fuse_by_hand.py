@@ -12,6 +12,7 @@ from strategies import EXAMPLES
 from ratedist.kernels.fuse import fuse
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors
+from ratedist.kernels.rotary import Rotary
 
 COS40 = math.cos(math.radians(40))
 COS70 = math.cos(math.radians(70))
@@ -250,10 +251,18 @@ def test_empty_batches(backend: str) -> None:
         )
         for blocks in (0, 4):
             pool = torch.full((blocks, 2, 1, 3), float("nan"))
-            for variant in ("leader", "tree"):
-                fusion = fuse(
-                    PagedLayer(pool, pool.clone(), table), threshold=0.5, variant=variant, backend=backend
-                )
+            for options in (
+                {"variant": "leader"},
+                {"variant": "tree", "criterion": "distance"},
+                {"variant": "components", "criterion": "both"},
+                {"variant": "centroid"},
+                {"mode": "cff", "chunk_blocks": 2},
+                {"max_sharers": 2, "max_absorbed_share": 0.5},
+                {"centre": "position"},
+                {"centre": "layer", "rotary": Rotary.from_base(10.0, 2)},
+            ):
+                layer = PagedLayer(pool, pool.clone(), table)
+                fusion = fuse(layer, threshold=0.5, backend=backend, **options)  # type: ignore[arg-type]
                 assert (fusion.candidates, fusion.kept, fusion.exact) == (0, 0, 0)
                 assert fusion.compression == 1.0
                 assert fusion.representative.shape == (requests, max_blocks)
