@@ -41,7 +41,8 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
     expected = {
         f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
         for package, folder in mapping.items()
-        for path in (ROOT / folder).rglob("*.py")
+        for pattern in ("*.py", "*.j2")
+        for path in (ROOT / folder).rglob(pattern)
     }
     expected.add("ratedist/py.typed")
     assert inside == expected
