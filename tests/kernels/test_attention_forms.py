@@ -204,17 +204,30 @@ def test_splits_of_the_sequence(form: str, monkeypatch: pytest.MonkeyPatch) -> N
         keep(self, grid, **arguments)
 
     monkeypatch.setattr(_attention_triton.Specialisation, "launch", launch)
+    # With the tiles that are compiled: one as long as the sequence would leave the other splits nothing.
+    monkeypatch.setattr(_attention_triton, "_TILES_OF_DATA", False)
     monkeypatch.setattr(_attention_triton, "processors", lambda device: 1000)
     monkeypatch.setattr(_attention_triton, "_SHORTEST_SPLIT", 30)
-    q, layer, query_lengths = ragged(torch.float32)
+    layer = make_layer((9, 0, 17, 150), seed=11)
+    q = torch.randn(9, 6, 24, generator=generator(12))
+    query_lengths = torch.tensor([3, 0, 4, 2])
     check(q, layer, query_lengths, ("triton",), **FORMS[form])
-    # A tile reads no more than 64 tokens before its last one and the window.
-    assert launched[0][1][2] == (5 if form == "plain" else 2)
-    assert launched[-1][0] == "attention_merge"
+    # A window of 21 is too short to be split.
+    assert launched[0][1][2] == (5 if form == "plain" else 1)
     if form == "plain":
+        assert launched[-1][0] == "attention_merge"
         assert isinstance(layer, FusedLayer)
-        check(q[:5], with_reading(layer, "half", 20), None, ("triton",), sinks=torch.linspace(-2, 2, 6))
-        check(q[:5].bfloat16(), make_layer((150, 3, 0, 70, 1), dtype=torch.bfloat16), None, ("triton",))
+        sinks = torch.linspace(-2, 2, 6)
+        check(q[:4], with_reading(layer, "half", 20), None, ("triton",), sinks=sinks)
+        check(q[:4].bfloat16(), make_layer((150, 3, 0, 70), dtype=torch.bfloat16), None, ("triton",))
+
+
+def test_rows_that_see_nothing_of_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 queries share tiles of 32 tokens, and a window of 3 hides whole tiles from some of them."""
+    monkeypatch.setattr(_attention_triton, "_TILES_OF_DATA", False)
+    layer = make_layer((70,), block_size=16, kv_heads=1, head_dim=72, dtype=torch.float16, seed=25)
+    q = torch.randn(70, 1, 72, generator=generator(26)).half()
+    check(q, layer, torch.tensor([70]), ("triton",), window=3)
 
 
 def test_choice_of_splits() -> None:
