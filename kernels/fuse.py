@@ -64,7 +64,6 @@ def fuse(
     - ``"tree"``: units are paired level by level, an odd last one passing up; at a node each block kept
       on the right is absorbed by its best match kept on the left, and takes its members along, so
       members can end below the threshold.
-
     - ``"centroid"``: the tree, where a group of blocks is matched and read by its centroid: the normalised
       mean of the directions of all its logical blocks, times the mean of their norms, for keys and for
       values. The centroids, rounded to the pool's dtype, stand at the end of a new pool, a copy of the old
