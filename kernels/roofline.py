@@ -15,36 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from ratedist.errors import InputError
+from ratedist.gpus import GPUS
 
 if TYPE_CHECKING:
     from ratedist.kernels._launch_triton import Specialisation
 
-__all__ = ["PEAKS", "Peaks", "Problem", "Roofline", "estimate", "nominal_problem"]
+__all__ = ["PEAKS", "Problem", "Roofline", "estimate", "nominal_problem"]
 
 
-@dataclass(frozen=True)
-class Peaks:
-    """Published peaks of one GPU, for dense data.
-
-    Attributes:
-        gpu: as its maker calls it.
-        bandwidth: of memory, bytes per second.
-        matrix: float16 and bfloat16 operations per second of the matrix units, summed in float32.
-        vector: float32 operations per second, a multiply-add as two.
-    """
-
-    gpu: str
-    bandwidth: float
-    matrix: float
-    vector: float
-
-
-PEAKS = {
-    "cuda:80": Peaks("A100 SXM 80 GB", 2.039e12, 312e12, 19.5e12),
-    "cuda:90": Peaks("H100 SXM", 3.35e12, 989.4e12, 66.9e12),
-    "hip:gfx942": Peaks("MI300X", 5.3e12, 1307.4e12, 163.4e12),
-}
-"""By target of ``ratedist.kernels.compile``; from the makers' data sheets, sparsity left out."""
+PEAKS = {"cuda:80": GPUS["a100"], "cuda:90": GPUS["h100"], "hip:gfx942": GPUS["mi300x"]}
+"""By target of ``ratedist.kernels.compile``."""
 
 
 @dataclass(frozen=True)
@@ -199,4 +179,4 @@ def estimate(specialisation: Specialisation, target: str) -> tuple[float, Roofli
     times = {"memory": problem.bytes / peaks.bandwidth, "matrix": matrix, "vector": vector}
     bound = max(times, key=lambda unit: times[unit])
     share = (matrix or vector) / times[bound]
-    return problem.operations / problem.bytes, Roofline(peaks.gpu, problem.name, bound, share, times[bound])
+    return problem.operations / problem.bytes, Roofline(peaks.name, problem.name, bound, share, times[bound])
