@@ -199,7 +199,7 @@ def _look_after(client: Client, address: str, alone_since: float | None) -> floa
     if any(state.status == "error" for state in list(client.futures.values())):
         raise RatedistError(
             f"a task ended its worker on the Dask cluster at {address}, as often as Dask tries it (out of "
-            "memory?); what was finished is kept. Give the workers more memory, or leave --dask out"
+            "memory?). Give the workers more memory, or leave --dask out; finished cells of a suite are kept"
         )
     try:
         workers = len(client.nthreads())
