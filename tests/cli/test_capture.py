@@ -222,6 +222,8 @@ def test_interrupted_by_the_user_and_resumed(run, tmp_path: Path, model: str) ->
         [
             sys.executable,
             "-c",
+            # Jobs that a shell runs in the background are started with SIGINT ignored, and hand that down.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "from ratedist.cli import main; main()",
             "capture",
             *arguments,

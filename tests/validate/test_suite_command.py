@@ -162,7 +162,8 @@ def test_a_suite_captures_what_it_needs(run, tmp_path: Path, monkeypatch) -> Non
     from tiny_models import save_tiny_model
 
     # The tiny model has three layers, which leaves one to fuse.
-    monkeypatch.setattr("ratedist.validate.compare.ALONE_AT_EACH_END", 1)
+    for module in ("compare", "quality"):
+        monkeypatch.setattr(f"ratedist.validate.{module}.ALONE_AT_EACH_END", 1)
     model = save_tiny_model(tmp_path / "model")
     suite = tmp_path / "s.json"
     suite.write_text(
@@ -211,6 +212,8 @@ def test_ctrl_c_keeps_what_is_finished(make_capture, mine: Path, tmp_path: Path)
     command = [
         sys.executable,
         "-c",
+        # Jobs that a shell runs in the background are started with SIGINT ignored, and hand that down.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from ratedist.cli import main; main()",
         "validate",
         "--suite",
