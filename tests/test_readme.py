@@ -38,7 +38,14 @@ def test_curve_example_draws(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    sorted(set(re.findall(r"`?ratedist (capture|validate|simulate|curve|kernels|bench|demo|quality|plan|generate|serve|capacity|adapt|report)\b", README))),
+    sorted(
+        set(
+            re.findall(
+                r"`?ratedist (capture|validate|simulate|curve|kernels|bench|demo|quality|plan|generate|serve|capacity|adapt|report)\b",
+                README,
+            )
+        )
+    ),
 )
 def test_commands_have_help_with_an_example(command: str) -> None:
     names = [command, "fusion"] if command == "bench" else [command]
