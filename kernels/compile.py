@@ -101,7 +101,8 @@ def specialisations() -> tuple[Specialisation, ...]:
     """
     if not triton_installed():
         raise InputError("triton", None, "is not installed; install ratedist[kernels] on Linux")
-    from ratedist.kernels import _attention_triton, _blocks_triton, _match_triton
+    from ratedist.kernels.attention import _attention_triton
+    from ratedist.kernels.fusion import _blocks_triton, _match_triton
 
     return (
         *_blocks_triton.SPECIALISATIONS,

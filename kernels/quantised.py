@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.chunks import blocks_per_chunk
+from ratedist.kernels.fusion.chunks import blocks_per_chunk
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.reading import Reading
 from ratedist.kernels.restore import as_read, read_blocks

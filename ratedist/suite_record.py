@@ -33,15 +33,16 @@ class SuiteRecord:
     Attributes:
         provenance: command, versions, time, settings, captures, how many cells are finished.
         words: the result in words, failures first.
-        goals: what was asked of the predictions and whether they meet it, see ``validate.suite_summary``.
-        summary: errors by workload, split and predictor, see ``validate.suite_summary``.
+        goals: what was asked of the predictions and whether they meet it, see ``validate.suite.summary``.
+        summary: errors by workload, split and predictor, see ``validate.suite.summary``.
         transfer: errors where one workload calibrates and another is measured, see
-            ``validate.suite_summary``; empty where the suite transfers nothing.
+            ``validate.suite.summary``; empty where the suite transfers nothing.
         columns: the rows. Beside the fields of ``ratedist.validate.compare``: ``n``, ``m``, ``seed``;
             ``abs_log_ratio``, |ln(predicted/measured compression)|, unknown where refused; ``counts``, 1 in
             rows that the summary counts, else 0;
-            ``noise_floor``, the spread of ln(compression) of a measurement (``ratedist.validate.noise``), and
-            ``noise_draw``, one deviation of this size, as a prediction that knew the workload would have it;
+            ``noise_floor``, the spread of ln(compression) measured (``ratedist.validate.suite.noise``),
+            and ``noise_draw``, one deviation of this size, as a prediction that knew the workload would have
+            it;
             ``calibration_pairs``, ``calibration_bytes`` and ``calibration_seconds``, what calibrating this
             layer looked at, and the processor seconds it took (sample of similarities, fit and prediction
             under one criterion); ``calibrated_on``, the workload of these requests, another one where a

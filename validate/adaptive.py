@@ -20,11 +20,11 @@ from ratedist.adaptive import (
     error_ceiling,
 )
 from ratedist.errors import InputError
-from ratedist.kernels.pool import BlockPool
-from ratedist.kernels.resident import ResidentFusion, ResidentLayer
+from ratedist.kernels.resident.layer import ResidentFusion, ResidentLayer
+from ratedist.kernels.resident.pool import BlockPool
 from ratedist.records import Record, provenance
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.compare import check_captures
-from ratedist.validate.store import Capture
 
 __all__ = ["SCHEMA", "AdaptiveFusion", "adapt", "observe"]
 

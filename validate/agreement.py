@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ratedist.kernels.attention import paged_decode_attention
-from ratedist.kernels.fuse import Fusion, fuse
+from ratedist.kernels.fusion.fuse import Fusion, fuse
 from ratedist.kernels.layout import PagedLayer
 from ratedist.validate.measure import Runtime, on_device, runtime_for
 

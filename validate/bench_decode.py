@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ratedist.errors import InputError
-from ratedist.kernels.floors import measure_floors
+from ratedist.kernels.bench.floors import measure_floors
 from ratedist.validate.generate import generate_both_ways
 from ratedist.validate.models import LoadedModel
-from ratedist.validate.prompts import PromptSet
+from ratedist.validate.workloads.prompts import PromptSet
 
 __all__ = ["bench_decode"]
 

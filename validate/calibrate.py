@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ratedist.kernels.candidates import find_candidates
-from ratedist.kernels.exact import byte_classes
+from ratedist.kernels.fusion.candidates import find_candidates
+from ratedist.kernels.fusion.exact import byte_classes
 from ratedist.kernels.layout import PagedLayer
 from ratedist.predictors import PairSample
 

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import CRITERIA, SCALES, VARIANTS
+from ratedist.kernels.fusion.fuse import CRITERIA, SCALES, VARIANTS
 from ratedist.kernels.layout import BlockTable
 from ratedist.predictors import PairSample, Prediction, held_out_errors, predictor_class
 from ratedist.rate import CacheShape, cache_rate
 from ratedist.records import Record, provenance
 from ratedist.validate.calibrate import pair_sample
-from ratedist.validate.manifest import DTYPES, MANIFEST, Manifest
+from ratedist.validate.captures.manifest import DTYPES, MANIFEST, Manifest
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.measure import Measurement, Runtime, measure, runtime_for
 from ratedist.validate.parallel import absolute, check_jobs, run_tasks
-from ratedist.validate.store import Capture
 from ratedist.validate.summary import ALL, summarise
 
 __all__ = [

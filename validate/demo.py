@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ratedist.errors import InputError
 from ratedist.validate.agreement import Agreement, check_agreement
-from ratedist.validate.capture import capture_cache
+from ratedist.validate.captures.capture import capture_cache
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.compare import default_layers, split_requests
 from ratedist.validate.measure import Runtime
 from ratedist.validate.models import LoadedModel
-from ratedist.validate.store import Capture
 from ratedist.validate.workloads import build_prompts
 
 __all__ = [

@@ -15,7 +15,7 @@ from ratedist.errors import InputError
 from ratedist.kernels.huggingface import CacheReport, FusedCache
 from ratedist.records import Record, provenance
 from ratedist.validate.models import LoadedModel
-from ratedist.validate.prompts import PromptSet
+from ratedist.validate.workloads.prompts import PromptSet
 
 __all__ = ["SCHEMA", "generate_both_ways", "live_tensor_bytes"]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ratedist._arguments import as_thresholds, whole_number
 from ratedist.errors import InputError
 from ratedist.fusion import leader, leader_marked, tree, tree_marked
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.montecarlo.chains import simulate_leader, simulate_tree
 from ratedist.records import Record, provenance
 from ratedist.sim.blocks import SyntheticLayer, generate
@@ -29,7 +29,7 @@ from ratedist.sim.marked_process import simulate_marked
 from ratedist.sim.model import BlockModel
 from ratedist.sim.rotary import Rotary
 from ratedist.similarity.base import SimilarityLaw
-from ratedist.validate.store import Capture
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.synthetic import blocks_of, paged
 
 __all__ = ["ASSUMPTIONS", "SCHEMA", "CapturedLadder", "captured_ladder", "law_ladder", "model_ladder"]

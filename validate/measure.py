@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import BACKENDS, fuse
+from ratedist.kernels.fusion.fuse import BACKENDS, fuse
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors
 from ratedist.kernels.triton_support import interpreted, interpreter_if_no_gpu
@@ -101,7 +101,7 @@ def measure(
     Args:
         layer: paged keys and values with at least one full block.
         thresholds: each within [-1, 1].
-        variant, criterion, scale: as in ``ratedist.kernels.fuse.fuse``.
+        variant, criterion, scale: as in ``ratedist.kernels.fusion.fuse.fuse``.
         runtime: from ``runtime_for``; the CPU path by default.
         layer_name: the layer's index, for messages.
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from ratedist.errors import InputError, RatedistError
-from ratedist.validate._batch_file import file_sha256
-from ratedist.validate.manifest import DTYPES
+from ratedist.validate.captures._batch_file import file_sha256
+from ratedist.validate.captures.manifest import DTYPES
 
 __all__ = ["EMBEDDED_INSTALL", "LoadedModel", "embedded_model_file", "load_model"]
 

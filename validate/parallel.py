@@ -34,7 +34,7 @@ def run_tasks(
         dask: address of a Dask scheduler, as in ``tcp://10.0.0.1:8786``, whose workers do the work instead.
             Where they are lost on the way, a warning is logged and what is left is done here.
         files: what the tasks read; every worker must see the same content at the same path.
-        backend: what fuses, of ``ratedist.kernels.fuse.BACKENDS``; must run alike on every worker.
+        backend: what fuses, of ``ratedist.kernels.fusion.fuse.BACKENDS``; must run alike on every worker.
 
     Raises:
         InputError: ``jobs`` below 1; no scheduler or no worker answers at ``dask``, or a worker would not

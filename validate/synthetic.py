@@ -12,9 +12,9 @@ from torch import Tensor
 from ratedist.errors import InputError
 from ratedist.kernels.layout import UNUSED, BlockTable, PagedLayer
 from ratedist.sim.blocks import SyntheticLayer
-from ratedist.validate.manifest import BatchFile, Manifest
-from ratedist.validate.store import Capture
-from ratedist.validate.writer import CaptureWriter
+from ratedist.validate.captures.manifest import BatchFile, Manifest
+from ratedist.validate.captures.store import Capture
+from ratedist.validate.captures.writer import CaptureWriter
 
 __all__ = ["blocks_of", "paged", "write_synthetic"]
 

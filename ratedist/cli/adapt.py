@@ -58,7 +58,7 @@ def adapt(
         load_figures()
         claim_folder(out, force=force)
     from ratedist.validate.adaptive import adapt as run
-    from ratedist.validate.store import Capture
+    from ratedist.validate.captures.store import Capture
 
     opened = [Capture.open(folder) for folder in capture]
     if layer is None:

@@ -57,7 +57,7 @@ def fusion(
 
     Example: `ratedist bench fusion --requests 32 --thresholds 0.75 0.9`
     """
-    from ratedist.kernels.bench import DEFAULT_DATASETS, MEASURED, THRESHOLDS, bench_fusion
+    from ratedist.kernels.bench.fusion import DEFAULT_DATASETS, MEASURED, THRESHOLDS, bench_fusion
 
     rows = bench_fusion(
         requests=requests,

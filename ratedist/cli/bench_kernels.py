@@ -38,8 +38,8 @@ def matching(
 
     Example: `ratedist bench matching --blocks 512 --criteria keys both`
     """
-    from ratedist.kernels.bench_matching import bench_matching
-    from ratedist.kernels.scoring import CRITERIA
+    from ratedist.kernels.bench.matching import bench_matching
+    from ratedist.kernels.fusion.scoring import CRITERIA
 
     rows = bench_matching(
         blocks=tuple(blocks or (256, 1024)),
@@ -85,7 +85,7 @@ def attention(
 
     Example: `ratedist bench attention --kinds decode --requests 8 --tokens 512`
     """
-    from ratedist.kernels.bench_attention import CACHES, KINDS, bench_attention
+    from ratedist.kernels.bench.attention import CACHES, KINDS, bench_attention
 
     rows = bench_attention(
         kinds=tuple(kinds or KINDS),
@@ -165,7 +165,7 @@ def gpu(
 
     Example: `ratedist bench gpu --out gpu.json`
     """
-    from ratedist.kernels.gpu_check import check_gpu
+    from ratedist.kernels.bench.gpu_check import check_gpu
     from ratedist.kernels.triton_support import interpreter_if_no_gpu
 
     if device == "cpu":

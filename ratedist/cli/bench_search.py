@@ -40,7 +40,7 @@ def search(
     Example: `ratedist bench search --blocks 1000000 --draws 10`
     """
     from ratedist.cli.bench import present
-    from ratedist.kernels.bench_search import bench_search
+    from ratedist.kernels.bench.search import bench_search
 
     rows = bench_search(blocks=blocks, dim=dim, recall=recall, similarity=similarity, draws=draws, seed=seed)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {

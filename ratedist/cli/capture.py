@@ -97,10 +97,10 @@ def capture(
     console = messages()
     begun = time.monotonic()
     with console.status("loading libraries"):
-        from ratedist.validate.capture import capture_cache
+        from ratedist.validate.captures.capture import capture_cache
         from ratedist.validate.models import load_model
-        from ratedist.validate.prompts import read_prompts
         from ratedist.validate.workloads import build_prompts, workload_named
+        from ratedist.validate.workloads.prompts import read_prompts
 
         if workload is not None:
             workload_named(workload)  # refuse an unknown one before anything is loaded

@@ -91,8 +91,8 @@ def generate(
         from ratedist.records import write_record
         from ratedist.validate.generate import generate_both_ways
         from ratedist.validate.models import load_model
-        from ratedist.validate.prompts import read_prompts
         from ratedist.validate.workloads import build_prompts
+        from ratedist.validate.workloads.prompts import read_prompts
     with console.status("reading the model's configuration and tokenizer"):
         loaded = load_model(model, dtype=dtype, device=device)
     chosen = None

@@ -60,14 +60,14 @@ def plan(
     Example: `ratedist plan --workload templates --max-kl 0.02 --check --out plan.json`
     """
     from ratedist.errors import InputError
-    from ratedist.validate.methods import Method
     from ratedist.validate.models import load_model
     from ratedist.validate.planning.check import check_plan
     from ratedist.validate.planning.make import GOALS, default_settings, make_plan
     from ratedist.validate.planning.plan_file import write_plan
-    from ratedist.validate.prompts import PromptSet, read_prompts
-    from ratedist.validate.quality import QualitySession
+    from ratedist.validate.quality.continuation import QualitySession
+    from ratedist.validate.quality.methods import Method
     from ratedist.validate.workloads import build_prompts
+    from ratedist.validate.workloads.prompts import PromptSet, read_prompts
 
     given = {
         name: value

@@ -17,7 +17,7 @@ from ratedist.errors import InputError
 if TYPE_CHECKING:
     from ratedist.records import Record
     from ratedist.validate.models import LoadedModel
-    from ratedist.validate.prompts import PromptSet
+    from ratedist.validate.workloads.prompts import PromptSet
 
 __all__ = ["quality"]
 
@@ -117,7 +117,7 @@ def quality(
             "workload", None, "name at least one workload, prompt file (--prompts) or capture (--capture)"
         )
     from ratedist.cli.capture import parse_layers
-    from ratedist.validate.methods import BASELINES, fusion_methods
+    from ratedist.validate.quality.methods import BASELINES, fusion_methods
 
     names = [*(baselines or BASELINES)]
     if "fusion" not in names:
@@ -134,7 +134,7 @@ def quality(
         _claim(out, force=force)
 
     from ratedist.validate.models import load_model
-    from ratedist.validate.quality_run import QualityPlan, run_quality
+    from ratedist.validate.quality.run import QualityPlan, run_quality
 
     loaded = load_model(model, dtype=dtype, device=device)
     sets = _prompt_sets(
@@ -190,9 +190,9 @@ def _prompt_sets(
     continuation: int,
     seed: int,
 ) -> list[PromptSet]:
-    from ratedist.validate.prompts import Prompt, PromptSet, read_prompts
-    from ratedist.validate.store import Capture
+    from ratedist.validate.captures.store import Capture
     from ratedist.validate.workloads import build_prompts
+    from ratedist.validate.workloads.prompts import Prompt, PromptSet, read_prompts
 
     if tokens < 1:
         raise InputError("tokens", tokens, "must be at least 1")

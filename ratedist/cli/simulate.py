@@ -255,8 +255,8 @@ def _captured(
     step: Callable[[str], None],
 ) -> Record:  # fmt: skip
     from ratedist.sim.blocks import SyntheticLayer, generate
+    from ratedist.validate.captures.store import Capture
     from ratedist.validate.ladder import captured_ladder
-    from ratedist.validate.store import Capture
     from ratedist.validate.synthetic import write_synthetic
 
     opened = Capture.open(folder)

@@ -15,8 +15,8 @@ from ratedist.errors import InputError
 
 if TYPE_CHECKING:
     from ratedist.suite_record import SuiteRecord
-    from ratedist.validate.store import Capture
-    from ratedist.validate.suite import Suite
+    from ratedist.validate.captures.store import Capture
+    from ratedist.validate.suite.tasks import Suite
 
 __all__ = ["run_suite", "time_left"]
 
@@ -47,8 +47,8 @@ def run_suite(
     from dataclasses import replace
 
     from ratedist.cli.validate import load_figures
-    from ratedist.validate.store import Capture
-    from ratedist.validate.suite import load_suite
+    from ratedist.validate.captures.store import Capture
+    from ratedist.validate.suite.tasks import load_suite
 
     suite = load_suite(source)
     if out is None:
@@ -86,8 +86,8 @@ def _measure_quality(suite: Suite, workloads: Sequence[str], out: Path, *, quiet
     from ratedist.figures.quality import save_quality_figure
     from ratedist.records import write_record
     from ratedist.validate.models import load_model
-    from ratedist.validate.quality_run import QualityPlan, run_quality
-    from ratedist.validate.suite import ALL
+    from ratedist.validate.quality.run import QualityPlan, run_quality
+    from ratedist.validate.suite.tasks import ALL
     from ratedist.validate.workloads import build_prompts
 
     task = suite.quality
@@ -126,7 +126,7 @@ def _measure_quality(suite: Suite, workloads: Sequence[str], out: Path, *, quiet
 
 def _captures(suite: Suite, out: Path, workloads: Sequence[str]) -> list[Capture]:
     """Captures of the suite's workloads, made where they are not there yet."""
-    from ratedist.validate.suite_run import capture_suite
+    from ratedist.validate.suite.run import capture_suite
     from ratedist.validate.workloads import WORKLOADS
 
     chosen = _choose(suite.workloads(tuple(WORKLOADS)), workloads)
@@ -162,9 +162,9 @@ def _compute(
     """Run what is left of the cells, write and show the record; whether goals are met, None without any."""
     from ratedist.figures.suite import save_suite_figures
     from ratedist.suite_record import write_suite_record
-    from ratedist.validate.suite_folder import RECORD, SuiteFolder
-    from ratedist.validate.suite_run import fingerprint, plan_work, run_cells, suite_settings
-    from ratedist.validate.suite_summary import make_record
+    from ratedist.validate.suite.folder import RECORD, SuiteFolder
+    from ratedist.validate.suite.run import fingerprint, plan_work, run_cells, suite_settings
+    from ratedist.validate.suite.summary import make_record
 
     work = plan_work(suite, captures)
     marks = {capture.manifest.workload: fingerprint(capture.manifest) for capture in captures}

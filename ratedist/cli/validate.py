@@ -148,9 +148,9 @@ def validate(
             "capture", None, "name at least one capture's folder; make one with ratedist capture"
         )
     from ratedist.cli.capture import parse_layers
+    from ratedist.validate.captures.store import Capture
     from ratedist.validate.compare import Plan, compare
     from ratedist.validate.measure import runtime_for
-    from ratedist.validate.store import Capture
 
     defaults = Plan()
     plan = Plan(

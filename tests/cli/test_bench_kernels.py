@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from ratedist.cli.app import app
 from ratedist.errors import InputError
-from ratedist.kernels import gpu_check
-from ratedist.kernels.bench_attention import random_cache
-from ratedist.kernels.gpu_check import check_attention, check_fusion
+from ratedist.kernels.bench import gpu_check
+from ratedist.kernels.bench.attention import random_cache
+from ratedist.kernels.bench.gpu_check import check_attention, check_fusion
 
 
 def run(*arguments: str) -> list[dict[str, Any]]:

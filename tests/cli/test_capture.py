@@ -18,7 +18,7 @@ from tiny_models import save_tiny_model
 from ratedist.cli import main
 from ratedist.cli.capture import parse_bytes, parse_layers, token_progress
 from ratedist.errors import InputError
-from ratedist.validate.store import Capture
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.workloads import WORKLOADS
 
 

@@ -12,7 +12,7 @@ from tiny_models import save_tiny_model
 
 from ratedist.cli import main
 from ratedist.records import read_record
-from ratedist.validate.quality_run import QUALITY_SCHEMA
+from ratedist.validate.quality.run import QUALITY_SCHEMA
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--tokens", 32, "--continue", 4, "--requests", 4, "--layers", "all")
@@ -82,7 +82,7 @@ def test_requests_of_a_capture(run: Run, tmp_path: Path) -> None:
 def test_capture_of_another_model_is_refused(
     run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from ratedist.validate.capture import capture_cache
+    from ratedist.validate.captures.capture import capture_cache
     from ratedist.validate.models import load_model
     from ratedist.validate.workloads import build_prompts
 

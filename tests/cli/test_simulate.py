@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ratedist.cli.app import app
 from ratedist.errors import InputError
 from ratedist.records import read_record
-from ratedist.validate.store import Capture
+from ratedist.validate.captures.store import Capture
 
 QUICK = ["--runs", "2", "--process-runs", "50", "--requests", "5", "--blocks", "4"]
 SMALL = ["--set", "block_size=4", "kv_heads=1", "head_dim=32", "common_k=0.6", "prefix_blocks=2"]

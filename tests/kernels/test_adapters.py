@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.adapters import SCALE_EXPORTS
-from ratedist.kernels.attention import paged_decode_attention
-from ratedist.kernels.flashinfer_adapter import (
+from ratedist.kernels.adapters.flashinfer import (
     FLASHINFER_FORMS,
     FLASHINFER_LAYOUTS,
     FlashInferCache,
     from_flashinfer,
     to_flashinfer,
 )
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.adapters.materialise import materialise
+from ratedist.kernels.adapters.scales_and_pools import SCALE_EXPORTS
+from ratedist.kernels.adapters.vllm import VLLM_LAYOUTS, VllmCache, from_vllm, to_vllm
+from ratedist.kernels.attention import paged_decode_attention
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import FusedLayer, PagedLayer
-from ratedist.kernels.materialise import materialise
 from ratedist.kernels.restore import restore_blocks
-from ratedist.kernels.vllm_adapter import VLLM_LAYOUTS, VllmCache, from_vllm, to_vllm
 
 Layer = PagedLayer | FusedLayer
 

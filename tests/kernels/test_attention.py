@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratedist.errors import InputError
-from ratedist.kernels import _attention_triton
-from ratedist.kernels.attention import merge_attention, paged_decode_attention
+from ratedist.kernels.attention import _attention_triton, merge_attention, paged_decode_attention
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 
 BACKENDS = ("reference", "cpu", "triton")
@@ -223,7 +222,7 @@ def test_offsets_beyond_32_bits() -> None:
 def test_the_vectorised_path_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make_layer((9, 0, 17, 1, 16), seed=10)
     q = make_query(layer, 2)
-    monkeypatch.setattr("ratedist.kernels._attention_torch._WORKING_SCALARS", 5 * 4 * 2 * 52)
+    monkeypatch.setattr("ratedist.kernels.attention._attention_torch._WORKING_SCALARS", 5 * 4 * 2 * 52)
     out, lse = paged_decode_attention(q, layer, backend="cpu")
     expected_out, expected_lse = decode_oracle(q, layer)
     assert_close(out, expected_out, torch.float32)

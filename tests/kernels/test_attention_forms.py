@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratedist.errors import InputError
-from ratedist.kernels import _attention_triton
-from ratedist.kernels.attention import paged_attention, paged_decode_attention
+from ratedist.kernels.attention import _attention_triton, paged_attention, paged_decode_attention
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.quantised import Layer, quantise
 

@@ -7,10 +7,10 @@ import torch
 from caches import generator
 
 from ratedist.errors import InputError
-from ratedist.kernels import _match_cpu
-from ratedist.kernels.allocations import peak_extra_bytes
-from ratedist.kernels.bench import DATASETS, bench_fusion, needed_products, replay, synthetic_layer
-from ratedist.kernels.fuse import Fusion, fuse
+from ratedist.kernels.bench.allocations import peak_extra_bytes
+from ratedist.kernels.bench.fusion import DATASETS, bench_fusion, needed_products, replay, synthetic_layer
+from ratedist.kernels.fusion import _match_cpu
+from ratedist.kernels.fusion.fuse import Fusion, fuse
 from ratedist.kernels.layout import PagedLayer
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import torch
 from caches import generator, make_layer
 
 from ratedist.errors import InputError
-from ratedist.kernels.bench import DATASETS, synthetic_layer
+from ratedist.kernels.bench.fusion import DATASETS, synthetic_layer
 from ratedist.kernels.compact import compact, pool_bytes
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors, restore_blocks
 

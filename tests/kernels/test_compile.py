@@ -69,7 +69,9 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
-from ratedist.kernels import _attention_triton, _launch_triton, _match_triton, compile as compiling, scoring
+from ratedist.kernels import _launch_triton, compile as compiling
+from ratedist.kernels.attention import _attention_triton
+from ratedist.kernels.fusion import _match_triton, scoring
 from ratedist.kernels.attention import paged_attention
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.quantised import quantise
@@ -77,7 +79,7 @@ from ratedist.kernels.reading import Means, Reading
 from ratedist.kernels.rotary import Rotary
 
 # CPU tensors stand for a GPU's, and this process does not interpret.
-import ratedist.kernels.attention as attention
+import ratedist.kernels.attention.operations as attention
 attention.choose_backend = lambda *arguments: "triton"
 known = compiling.specialisations()
 current, seen, binders = None, [], {}
@@ -179,7 +181,7 @@ def test_what_is_compiled_is_what_would_be_launched() -> None:
 
 BROKEN = """
 import dataclasses, json, torch
-from ratedist.kernels import _attention_triton
+from ratedist.kernels.attention import _attention_triton
 from ratedist.kernels.compile import compile_kernel
 
 good = _attention_triton._specialisation(torch.float16, 16, 64, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ratedist.kernels.content import Content, ContentIndex
+from ratedist.kernels.resident.content import Content, ContentIndex
 
 
 def two_twins() -> ContentIndex:

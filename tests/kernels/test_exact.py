@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from strategies import DTYPES
 from torch import Tensor
 
-from ratedist.kernels import exact
-from ratedist.kernels.exact import byte_classes
+from ratedist.kernels.fusion import exact
+from ratedist.kernels.fusion.exact import byte_classes
 
 SHAPE = (3, 2, 4)
 

@@ -9,7 +9,7 @@ import torch
 from caches import generator
 from strategies import EXAMPLES
 
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors
 from ratedist.kernels.rotary import Rotary

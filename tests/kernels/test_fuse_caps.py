@@ -22,8 +22,8 @@ from strategies import (
 from test_fuse_by_hand import ASIDE, direction, one_token_layer
 
 from ratedist.errors import InputError
-from ratedist.kernels.caps import absorption_limit
-from ratedist.kernels.fuse import Fusion, fuse
+from ratedist.kernels.fusion.caps import absorption_limit
+from ratedist.kernels.fusion.fuse import Fusion, fuse
 from ratedist.kernels.layout import PagedLayer
 
 sharers = st.sampled_from([None, 1, 2, 3, 4])

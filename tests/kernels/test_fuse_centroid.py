@@ -15,7 +15,7 @@ from test_fuse_transformed import KINDS, Wish, firsts, wish
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors, read_blocks
 

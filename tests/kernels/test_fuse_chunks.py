@@ -10,7 +10,7 @@ from strategies import criteria, decided, full_blocks, layers, on_every_backend,
 from test_fuse_by_hand import COS40, direction, one_token_layer
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import UNUSED, BlockTable, PagedLayer
 
 

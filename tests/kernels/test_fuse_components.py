@@ -22,7 +22,7 @@ from strategies import (
 from test_fuse_by_hand import COS40, direction, one_token_layer
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import PagedLayer
 
 symmetric = st.sampled_from(["keys", "both", "mean"])

@@ -15,10 +15,10 @@ from test_fuse_by_hand import direction, one_token_layer
 from test_fuse_transformed import KINDS, wish
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
-from ratedist.kernels.group import fuse_group
+from ratedist.kernels.fusion.fuse import fuse
+from ratedist.kernels.fusion.group import fuse_group
+from ratedist.kernels.fusion.options import FuseOptions
 from ratedist.kernels.layout import BlockTable, PagedLayer
-from ratedist.kernels.options import FuseOptions
 from ratedist.kernels.restore import block_errors, read_blocks
 
 variants = st.sampled_from(["leader", "tree"])

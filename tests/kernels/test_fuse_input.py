@@ -11,7 +11,7 @@ from caches import make_layer
 from strategies import EXAMPLES
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 
 

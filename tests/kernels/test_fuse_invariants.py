@@ -22,7 +22,7 @@ from strategies import (
 
 from ratedist.kernels.attention import paged_decode_attention
 from ratedist.kernels.compact import compact
-from ratedist.kernels.fuse import Fusion, fuse
+from ratedist.kernels.fusion.fuse import Fusion, fuse
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import decided, full_blocks, layers, on_every_backend
 from test_fuse_invariants import rearranged
 
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import UNUSED, PagedLayer
 from ratedist.kernels.restore import read_blocks
 from ratedist.kernels.rotary import Rotary

@@ -26,7 +26,7 @@ from strategies import (
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import Fusion, fuse
+from ratedist.kernels.fusion.fuse import Fusion, fuse
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.restore import read_blocks
 from ratedist.kernels.rotary import Rotary, rotate

@@ -13,7 +13,7 @@ import torch
 from tiny_generators import FAMILIES, LAYERS, WINDOW, padded, random_prompts, related_prompts, tiny_model
 from torch import Tensor
 
-from ratedist.kernels.fuse import Fusion, fuse
+from ratedist.kernels.fusion.fuse import Fusion, fuse
 from ratedist.kernels.huggingface import FusedCache, fused_generation
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.quantised import Layer, QuantisedLayer, read_layer_blocks

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from strategies import DTYPES, score_oracle
 from torch import Tensor
 
-from ratedist.kernels import _match_cpu
-from ratedist.kernels._match_cpu import best_match, block_norms, gather_blocks, tile_shape
-from ratedist.kernels.allocations import peak_extra_bytes
-from ratedist.kernels.matching import NO_LABEL
-from ratedist.kernels.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
+from ratedist.kernels.bench.allocations import peak_extra_bytes
+from ratedist.kernels.fusion import _match_cpu
+from ratedist.kernels.fusion._match_cpu import best_match, block_norms, gather_blocks, tile_shape
+from ratedist.kernels.fusion.matching import NO_LABEL
+from ratedist.kernels.fusion.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
 
 SHAPE = (3, 2, 5)
 CPU = torch.device("cpu")

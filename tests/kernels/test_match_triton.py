@@ -16,9 +16,9 @@ from test_match_cpu import lowest_labels_are_right
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels import _match_cpu, _match_triton
 from ratedist.kernels._launch_triton import Specialisation
-from ratedist.kernels.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
+from ratedist.kernels.fusion import _match_cpu, _match_triton
+from ratedist.kernels.fusion.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -9,14 +9,14 @@ import torch
 from caches import make_layer, with_reading
 
 from ratedist.errors import InputError
+from ratedist.kernels.adapters.materialise import materialise
+from ratedist.kernels.adapters.vllm import VLLM_LAYOUTS, to_vllm
 from ratedist.kernels.compact import compact, pool_bytes
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import FusedLayer
-from ratedist.kernels.materialise import materialise
 from ratedist.kernels.reading import Reading
 from ratedist.kernels.restore import block_errors, read_blocks
 from ratedist.kernels.rotary import Rotary, rotate
-from ratedist.kernels.vllm_adapter import VLLM_LAYOUTS, to_vllm
 
 
 def transformed_layer(dtype: torch.dtype = torch.float32, seed: int = 0) -> FusedLayer:

@@ -14,9 +14,9 @@ from strategies import criteria, full_blocks, layers, scales, thresholds
 from test_fuse_by_hand import COS40, direction, one_token_layer
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
+from ratedist.kernels.fusion.report import Errors, report
 from ratedist.kernels.layout import PagedLayer
-from ratedist.kernels.report import Errors, report
 from ratedist.kernels.restore import read_blocks
 
 
@@ -24,7 +24,7 @@ from ratedist.kernels.restore import read_blocks
 def test_numbers_are_those_of_a_loop_over_the_blocks(
     layer: PagedLayer, threshold: float, variant: str, criterion: str, scale: str
 ) -> None:
-    """ratedist.kernels.report.report."""
+    """ratedist.kernels.fusion.report.report."""
     fusion = fuse(
         layer, threshold=threshold, variant=variant, criterion=criterion, scale=scale, backend="cpu"
     )

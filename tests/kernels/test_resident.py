@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.attention import paged_decode_attention
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import UNUSED, BlockTable, FusedLayer, PagedLayer
-from ratedist.kernels.pool import BlockPool, PoolExhaustedError
-from ratedist.kernels.resident import ResidentLayer
-from ratedist.kernels.resident_cache import ResidentCache
+from ratedist.kernels.resident.cache import ResidentCache
+from ratedist.kernels.resident.layer import ResidentLayer
+from ratedist.kernels.resident.pool import BlockPool, PoolExhaustedError
 from ratedist.kernels.restore import block_errors, restore_blocks
 
 BLOCK, HEADS, DIM = 2, 1, 3

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ratedist.kernels.attention import paged_decode_attention
 from ratedist.kernels.layout import UNUSED, BlockTable, PagedLayer
-from ratedist.kernels.pool import BlockPool, PoolExhaustedError
-from ratedist.kernels.resident import Absorbed, ResidentLayer
+from ratedist.kernels.resident.layer import Absorbed, ResidentLayer
+from ratedist.kernels.resident.pool import BlockPool, PoolExhaustedError
 from ratedist.kernels.restore import restore_blocks
 
 BLOCKS, BLOCK, HEADS, DIM = 12, 2, 2, 4

@@ -8,8 +8,8 @@ from caches import generator
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.pool import BlockPool
-from ratedist.kernels.resident import ResidentLayer
+from ratedist.kernels.resident.layer import ResidentLayer
+from ratedist.kernels.resident.pool import BlockPool
 from ratedist.kernels.restore import restore_blocks
 
 BLOCK, HEADS, DIM = 2, 1, 3

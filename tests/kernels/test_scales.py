@@ -1,4 +1,4 @@
-"""The error that each scale rule leaves is the formula's (ratedist.kernels.scales.SCALES)."""
+"""The error that each scale rule leaves is the formula's (ratedist.kernels.fusion.scales.SCALES)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, full_blocks, layers, scales, similarities, vectors
 
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
+from ratedist.kernels.fusion.scales import SCALES, member_scales, row_products
 from ratedist.kernels.layout import PagedLayer
 from ratedist.kernels.restore import block_errors
-from ratedist.kernels.scales import SCALES, member_scales, row_products
 
 
 def formula(rule: str, similarity: float, norm: float, representative_norm: float) -> float:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from strategies import DTYPES, score_oracle
 
 from ratedist.errors import InputError
-from ratedist.kernels import _match_cpu
-from ratedist.kernels.scoring import CRITERIA, Part, Pools, make_scoring
+from ratedist.kernels.fusion import _match_cpu
+from ratedist.kernels.fusion.scoring import CRITERIA, Part, Pools, make_scoring
 
 
 def pools(dtype: torch.dtype, seed: int, blocks: int = 9) -> Pools:
@@ -29,7 +29,7 @@ def pools(dtype: torch.dtype, seed: int, blocks: int = 9) -> Pools:
 
 @given(st.sampled_from(CRITERIA), st.sampled_from(DTYPES), st.integers(0, 100))
 def test_scores_are_those_of_the_definition(criterion: str, dtype: torch.dtype, seed: int) -> None:
-    """ratedist.kernels.scoring.CRITERIA, over pairs and over all of a matrix."""
+    """ratedist.kernels.fusion.scoring.CRITERIA, over pairs and over all of a matrix."""
     layer = pools(dtype, seed)
     scoring = make_scoring(criterion, [layer])
     ids = torch.arange(9)

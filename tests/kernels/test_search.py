@@ -12,14 +12,14 @@ from strategies import byte_groups, decided, full_blocks, layers, score_matrix
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels import search
-from ratedist.kernels.bench_search import planted_layer
-from ratedist.kernels.buckets import sort_buckets
-from ratedist.kernels.fuse import fuse
-from ratedist.kernels.hashing import Hashing, choose_hashing
+from ratedist.kernels.bench.search import planted_layer
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
-from ratedist.kernels.search import fuse_hashed
-from ratedist.kernels.signatures import hash_keys, mean_direction
+from ratedist.kernels.search import leader as search
+from ratedist.kernels.search.buckets import sort_buckets
+from ratedist.kernels.search.hashing import Hashing, choose_hashing
+from ratedist.kernels.search.leader import fuse_hashed
+from ratedist.kernels.search.signatures import hash_keys, mean_direction
 from ratedist.process import HashRecall
 
 COMPLETE = Hashing(tables=160, bits=1)
@@ -253,7 +253,7 @@ def test_a_chain_longer_than_the_rounds() -> None:
 
 
 def test_buckets_list_every_pair_of_two_requests_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ratedist.kernels import buckets
+    from ratedist.kernels.search import buckets
 
     monkeypatch.setattr(buckets, "_LISTED", 7)
     generator = torch.Generator().manual_seed(2)
@@ -278,7 +278,7 @@ def test_buckets_list_every_pair_of_two_requests_once(monkeypatch: pytest.Monkey
 def test_keys_are_the_sides_of_the_centred_directions(
     dtype: torch.dtype, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ratedist.kernels import signatures
+    from ratedist.kernels.search import signatures
 
     monkeypatch.setattr(signatures, "_CHUNK", 1000)
     monkeypatch.setattr(signatures, "_MOST_AT_ONCE", 2)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from strategies import byte_groups, decided, full_blocks, layers, score_matrix
 
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import PagedLayer
 
 DRAWN = 240

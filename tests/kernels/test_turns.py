@@ -6,9 +6,9 @@ import pytest
 import torch
 from caches import generator
 
+from ratedist.kernels.attention.turns import pair_distance, turn_tables
 from ratedist.kernels.reading import Reading
 from ratedist.kernels.rotary import Rotary, rotate
-from ratedist.kernels.turns import pair_distance, turn_tables
 
 
 @pytest.mark.parametrize("style", ["half", "interleaved"])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ratedist.validate.manifest import BatchFile, Manifest
-from ratedist.validate.store import Capture
-from ratedist.validate.writer import CaptureWriter
+from ratedist.validate.captures.manifest import BatchFile, Manifest
+from ratedist.validate.captures.store import Capture
+from ratedist.validate.captures.writer import CaptureWriter
 
 CaptureMaker = Callable[..., Capture]
 

@@ -10,8 +10,8 @@ import torch
 
 from ratedist.adaptive import AdaptiveThreshold, FixedThreshold, Observation, error_ceiling
 from ratedist.errors import InputError
-from ratedist.kernels.pool import BlockPool
-from ratedist.kernels.resident import ResidentLayer
+from ratedist.kernels.resident.layer import ResidentLayer
+from ratedist.kernels.resident.pool import BlockPool
 from ratedist.kernels.restore import restore_blocks
 from ratedist.validate.adaptive import AdaptiveFusion, adapt, observe
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.validate import agreement as module
 from ratedist.validate.agreement import Agreement, check_agreement

@@ -9,11 +9,11 @@ import torch
 from tiny_models import save_tiny_model
 
 from ratedist.errors import InputError
-from ratedist.kernels.allocations import peak_extra_bytes
-from ratedist.validate.batch_memory import batch_bytes, fitting_batch, readable_bytes
-from ratedist.validate.capture import capture_cache, plan_capture
+from ratedist.kernels.bench.allocations import peak_extra_bytes
+from ratedist.validate.captures.batch_memory import batch_bytes, fitting_batch, readable_bytes
+from ratedist.validate.captures.capture import capture_cache, plan_capture
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.prompts import Prompt, PromptSet
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 
 @pytest.fixture(scope="session")

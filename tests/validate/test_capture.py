@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ratedist.errors import CaptureError, InputError
 from ratedist.kernels.layout import PagedLayer
-from ratedist.validate.capture import capture_cache, plan_capture, prefill
+from ratedist.validate.captures.capture import capture_cache, plan_capture, prefill
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.prompts import Prompt, PromptSet
-from ratedist.validate.store import Capture
 from ratedist.validate.workloads import build_prompts
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 KINDS = ["llama", "qwen2", "gemma3", "gpt2"]
 LENGTHS = (21, 50, 3, 33, 50)
@@ -297,8 +297,8 @@ def test_interrupted_by_the_user(tmp_path: Path, loaded: dict[str, LoadedModel])
 _KILLED = """
 import os, signal, sys
 from tests_of_capture import prompts
-from ratedist.validate import _batch_file
-from ratedist.validate.capture import capture_cache
+from ratedist.validate.captures import _batch_file
+from ratedist.validate.captures.capture import capture_cache
 from ratedist.validate.models import load_model
 real = os.replace
 def replace(source, target):

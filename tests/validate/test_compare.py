@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.predictors import PairSample, predictor_class
 from ratedist.validate.calibrate import pair_sample

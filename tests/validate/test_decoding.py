@@ -12,12 +12,12 @@ from tiny_models import WINDOW, save_tiny_model
 
 from ratedist.errors import CaptureError, InputError
 from ratedist.kernels.layout import PagedLayer
-from ratedist.validate.capture import capture_cache, plan_capture
-from ratedist.validate.manifest import token_hash
+from ratedist.validate.captures.capture import capture_cache, plan_capture
+from ratedist.validate.captures.manifest import token_hash
+from ratedist.validate.captures.passes import check_decoding, generate, prefill
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.passes import check_decoding, generate, prefill
-from ratedist.validate.prompts import Prompt, PromptSet
-from ratedist.validate.store import Capture
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 KINDS = ["llama", "qwen2", "gemma3", "gpt2"]
 LENGTHS = (21, 50, 3, 33, 50)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratedist.validate.evict import SINKS, evict
+from ratedist.validate.quality.evict import SINKS, evict
 
 
 def test_first_recent_and_most_attended_tokens_stay() -> None:

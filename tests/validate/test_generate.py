@@ -15,11 +15,11 @@ from tiny_models import save_tiny_model
 
 from ratedist.cli import main
 from ratedist.errors import InputError
-from ratedist.kernels import huggingface
+from ratedist.kernels.huggingface import cache as huggingface
 from ratedist.records import Record, read_record
 from ratedist.validate.generate import SCHEMA, _row, _Run, generate_both_ways, live_tensor_bytes
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.prompts import Prompt, PromptSet
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 REQUESTS, NEW = 3, 6
 

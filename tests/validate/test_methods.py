@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import UNUSED, BlockTable, PagedLayer
 from ratedist.kernels.restore import block_errors
 from ratedist.rate import CacheShape, cache_rate
-from ratedist.validate.methods import (
+from ratedist.validate.quality.methods import (
     BASELINES,
     CompressedLayer,
     LayerCache,
@@ -22,7 +22,7 @@ from ratedist.validate.methods import (
     parse_method,
     settings,
 )
-from ratedist.validate.quantise import quantise_keys, quantise_values
+from ratedist.validate.quality.quantise import quantise_keys, quantise_values
 
 HEADS, DIM, SIZE = 2, 8, 16
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ratedist.errors import InputError
-from ratedist.validate.noise import Exchange, draw_exchange, noise_floor
+from ratedist.validate.suite.noise import Exchange, draw_exchange, noise_floor
 
 
 @pytest.mark.parametrize(("pool", "share"), [(40, 1.0), (24, 0.5), (18, 0.125)])
@@ -16,7 +16,7 @@ def test_floor_is_the_spread_of_a_known_process(pool: int, share: float) -> None
     """θ = Σ w_i x of the request at place i, plus an interaction of all pairs where drawings are disjoint.
 
     4,000 pools of independent requests; the mean squared deviation against the exact variance, within 4
-    standard errors. The formula is ``ratedist.validate.noise.Exchange.deviation``.
+    standard errors. The formula is ``ratedist.validate.suite.noise.Exchange.deviation``.
     """
     m, rng = 16, np.random.default_rng(5)
     weight = np.linspace(1.0, 3.0, m)  # a place counts for more than another

@@ -23,10 +23,10 @@ from ratedist.suite_record import SuiteRecord
 from ratedist.validate import cluster as cluster_module
 from ratedist.validate.compare import Plan, compare
 from ratedist.validate.parallel import run_tasks
-from ratedist.validate.suite import Suite, Task
-from ratedist.validate.suite_folder import CELLS, SuiteFolder
-from ratedist.validate.suite_run import fingerprint, plan_work, run_cells, suite_settings
-from ratedist.validate.suite_summary import make_record
+from ratedist.validate.suite.folder import CELLS, SuiteFolder
+from ratedist.validate.suite.run import fingerprint, plan_work, run_cells, suite_settings
+from ratedist.validate.suite.summary import make_record
+from ratedist.validate.suite.tasks import Suite, Task
 
 PLACE = "__import__('time').sleep({}) or __import__('threading').current_thread().name"
 """Evaluated as a task: takes a while, and gives the name of the thread that it ran in."""

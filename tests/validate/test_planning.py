@@ -14,13 +14,13 @@ import torch
 from tiny_models import save_tiny_model
 
 from ratedist.errors import InputError, RatedistError
-from ratedist.validate.methods import Method
 from ratedist.validate.models import LoadedModel, load_model
 from ratedist.validate.planning.check import check_plan
 from ratedist.validate.planning.make import default_settings, make_plan, mean_with_band
 from ratedist.validate.planning.plan_file import CachePlan, read_plan, write_plan
-from ratedist.validate.prompts import Prompt, PromptSet
-from ratedist.validate.quality import QualitySession
+from ratedist.validate.quality.continuation import QualitySession
+from ratedist.validate.quality.methods import Method
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 SETTINGS = default_settings(thresholds=(0.0, 0.5, 0.8, 0.95), criteria=("keys",), bits=(16, 4))
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratedist.errors import InputError
-from ratedist.validate.prompts import encode, read_prompts
+from ratedist.validate.workloads.prompts import encode, read_prompts
 
 
 def tokenizer(text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:

@@ -12,11 +12,11 @@ from scipy.special import log_softmax
 from tiny_models import save_tiny_model
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
-from ratedist.validate.methods import Method, compress, parse_method
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.prompts import Prompt, PromptSet
-from ratedist.validate.quality import QualitySession, divergence
+from ratedist.validate.quality.continuation import QualitySession, divergence
+from ratedist.validate.quality.methods import Method, compress, parse_method
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 CONTINUATION = 6
 LAYERS = (0, 1, 2)
@@ -162,7 +162,7 @@ def test_block_errors_are_those_of_the_restored_cache(llama: LoadedModel) -> Non
     measured = session(llama, [48, 37])
     result = measured.measure(parse_method("int8"))
     assert result.v_error2 is not None
-    from ratedist.validate.quantise import quantise_per_token
+    from ratedist.validate.quality.quantise import quantise_per_token
 
     before = measured.layer(2).paged.v.view(2, -1, 2, 8)[1, :32]
     error2 = [

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
-from ratedist.validate.methods import Method, parse_method
-from ratedist.validate.quality import Quality
-from ratedist.validate.quality_rows import clustered_error, quality_row, worst_requests
+from ratedist.validate.quality.continuation import Quality
+from ratedist.validate.quality.methods import Method, parse_method
+from ratedist.validate.quality.rows import clustered_error, quality_row, worst_requests
 
 REQUESTS, TOKENS = 3, 4
 

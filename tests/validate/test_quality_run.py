@@ -11,11 +11,11 @@ import torch
 from tiny_models import save_tiny_model
 
 from ratedist.errors import InputError
-from ratedist.validate.methods import fusion_methods, parse_method
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.prompts import Prompt, PromptSet
-from ratedist.validate.quality import QualitySession
-from ratedist.validate.quality_run import QUALITY_SCHEMA, QualityPlan, run_quality
+from ratedist.validate.quality.continuation import QualitySession
+from ratedist.validate.quality.methods import fusion_methods, parse_method
+from ratedist.validate.quality.run import QUALITY_SCHEMA, QualityPlan, run_quality
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 LAYERS = (0, 1, 2)
 

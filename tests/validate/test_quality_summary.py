@@ -9,8 +9,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from ratedist.validate.quality_link import ALL, FORMS, evaluate_links, link_cells
-from ratedist.validate.quality_summary import scheme_rows, summarise_quality
+from ratedist.validate.quality.link import ALL, FORMS, evaluate_links, link_cells
+from ratedist.validate.quality.summary import scheme_rows, summarise_quality
 
 REQUESTS = 8
 

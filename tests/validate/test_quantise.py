@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ratedist.errors import InputError
-from ratedist.validate.quantise import (
+from ratedist.validate.quality.quantise import (
     channel_group,
     quantise_keys,
     quantise_per_token,

@@ -11,11 +11,11 @@ from tiny_models import WINDOW, save_tiny_model
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.validate.capture import capture_cache, plan_capture
+from ratedist.validate.captures.capture import capture_cache, plan_capture
+from ratedist.validate.captures.queries import QueryRecorder
+from ratedist.validate.captures.store import Capture
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.prompts import Prompt, PromptSet
-from ratedist.validate.queries import QueryRecorder
-from ratedist.validate.store import Capture
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 KINDS = ["llama", "qwen2", "gemma3", "gpt2"]
 LENGTHS = (21, 50, 7, 33)

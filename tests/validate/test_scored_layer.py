@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ratedist.errors import InputError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.validate.measure import measure
-from ratedist.validate.scored_layer import ScoredLayer, best_of, select_requests
+from ratedist.validate.suite.scored_layer import ScoredLayer, best_of, select_requests
 
 THRESHOLDS = (0.25, 0.35, 0.6, 0.7, 0.75, 1.0)
 

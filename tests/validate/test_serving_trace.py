@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratedist.errors import InputError
-from ratedist.validate.prompts import Prompt, PromptSet
 from ratedist.validate.serving.prefix import PrefixIndex
 from ratedist.validate.serving.trace import Request, make_trace, read_trace
+from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 
 def bytes_tokenizer(text: str, **_: Any) -> dict[str, list[int]]:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ratedist.errors import CaptureError, InputError
 from ratedist.kernels.layout import UNUSED
-from ratedist.validate._batch_file import write_batch_file
-from ratedist.validate.manifest import DTYPES, BatchFile, Manifest, token_hash
-from ratedist.validate.store import Capture
-from ratedist.validate.writer import CaptureWriter, finished_capture
+from ratedist.validate.captures._batch_file import write_batch_file
+from ratedist.validate.captures.manifest import DTYPES, BatchFile, Manifest, token_hash
+from ratedist.validate.captures.store import Capture
+from ratedist.validate.captures.writer import CaptureWriter, finished_capture
 
 HEADS, DIM = 2, 3
 Data = dict[tuple[int, int, str], Tensor]

@@ -9,7 +9,7 @@ import pytest
 
 from ratedist.errors import InputError
 from ratedist.predictors import PREDICTORS
-from ratedist.validate.suite import (
+from ratedist.validate.suite.tasks import (
     QualityTask,
     Suite,
     Task,

@@ -84,7 +84,7 @@ def test_record_words_and_pictures(run, make_capture, mine: Path, tmp_path: Path
 
 def test_judging_needs_goals_that_are_met(run, make_capture, mine: Path, tmp_path: Path, monkeypatch) -> None:
     arguments = ("--suite", mine, "--capture", make_capture().folder, "--out", tmp_path / "out", "--judge")
-    from ratedist.validate import suite_summary
+    from ratedist.validate.suite import summary as suite_summary
 
     real = suite_summary.goals_of
     outcome = [True]

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from ratedist.errors import InputError, RatedistError
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.predictors import Predictor, held_out_errors, predictor_class
 from ratedist.suite_record import SuiteRecord, read_suite_record, write_suite_record
 from ratedist.validate.calibrate import pair_sample
-from ratedist.validate.noise import noise_floor
-from ratedist.validate.protocol import (
+from ratedist.validate.suite.folder import CELLS, SETTINGS, CellKey, SuiteFolder
+from ratedist.validate.suite.noise import noise_floor
+from ratedist.validate.suite.protocol import (
     Calibration,
     draw_calibration,
     draw_split,
@@ -24,12 +25,11 @@ from ratedist.validate.protocol import (
     noise_cell,
     split_cell,
 )
-from ratedist.validate.scored_layer import ScoredLayer, select_requests
-from ratedist.validate.suite import Suite, Task
-from ratedist.validate.suite_folder import CELLS, SETTINGS, CellKey, SuiteFolder
-from ratedist.validate.suite_rows import choose
-from ratedist.validate.suite_run import fingerprint, plan_work, run_cells, suite_settings
-from ratedist.validate.suite_summary import make_record
+from ratedist.validate.suite.rows import choose
+from ratedist.validate.suite.run import fingerprint, plan_work, run_cells, suite_settings
+from ratedist.validate.suite.scored_layer import ScoredLayer, select_requests
+from ratedist.validate.suite.summary import make_record
+from ratedist.validate.suite.tasks import Suite, Task
 
 TIMES = ("calibration_seconds",)
 
@@ -471,6 +471,6 @@ def test_a_full_disk_is_named(captures, tmp_path: Path, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     folder = SuiteFolder.claim(tmp_path, suite_settings(small_suite(), captures), {})
-    monkeypatch.setattr("ratedist.validate.suite_folder.write_atomic", full)
+    monkeypatch.setattr("ratedist.validate.suite.folder.write_atomic", full)
     with pytest.raises(RatedistError, match="No space left on device; finished cells are kept"):
         folder.write(CellKey("one", 2, 4), {})

@@ -1,4 +1,4 @@
-"""validate.suite_summary on rows made by hand: quantiles, noise, coverage, goals, words."""
+"""validate.suite.summary on rows made by hand: quantiles, noise, coverage, goals, words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ratedist.suite_record import Columns, as_column
-from ratedist.validate.suite_rows import Choice
-from ratedist.validate.suite_summary import describe, goals_of, summarise_suite
+from ratedist.validate.suite.rows import Choice
+from ratedist.validate.suite.summary import describe, goals_of, summarise_suite
 
 
 def columns(*rows: dict[str, object]) -> Columns:

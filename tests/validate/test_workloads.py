@@ -12,12 +12,12 @@ from random import Random
 import pytest
 
 from ratedist.errors import InputError
-from ratedist.validate._forms import FORMS, Form, fill_form
-from ratedist.validate.manifest import token_hash
-from ratedist.validate.prompts import PromptSet
-from ratedist.validate.texts import Document, documents, passages, prose, sources
+from ratedist.validate.captures.manifest import token_hash
 from ratedist.validate.workloads import WORKLOADS, base, build_prompts, retrieval, workload_named
+from ratedist.validate.workloads._forms import FORMS, Form, fill_form
 from ratedist.validate.workloads.edited import edit_paragraph
+from ratedist.validate.workloads.prompts import PromptSet
+from ratedist.validate.workloads.texts import Document, documents, passages, prose, sources
 
 DEMONSTRATED = ["unrelated", "system-prompt", "documents", "templates"]
 NAMES = [

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ratedist.errors import CaptureError, InputError
-from ratedist.validate._batch_file import file_sha256, write_batch_file
-from ratedist.validate.manifest import BatchFile, Manifest, token_hash
-from ratedist.validate.store import Capture
-from ratedist.validate.writer import CaptureWriter, finished_capture
+from ratedist.validate.captures._batch_file import file_sha256, write_batch_file
+from ratedist.validate.captures.manifest import BatchFile, Manifest, token_hash
+from ratedist.validate.captures.store import Capture
+from ratedist.validate.captures.writer import CaptureWriter, finished_capture
 
 HEADS, DIM = 2, 4
 LENGTHS = (5, 18, 9)

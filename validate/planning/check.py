@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ratedist.validate.methods import Method
 from ratedist.validate.planning.plan_file import CachePlan
-from ratedist.validate.quality import QualitySession
+from ratedist.validate.quality.continuation import QualitySession
+from ratedist.validate.quality.methods import Method
 
 __all__ = ["check_plan"]
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ratedist.allocation import Allocation, LayerSettings, allocate, best_uniform
 from ratedist.errors import InputError
 from ratedist.records import provenance
-from ratedist.validate.methods import Method
 from ratedist.validate.planning.plan_file import CachePlan
-from ratedist.validate.quality import Quality, QualitySession
+from ratedist.validate.quality.continuation import Quality, QualitySession
+from ratedist.validate.quality.methods import Method
 
 __all__ = ["GOALS", "LEAST_HARM", "default_settings", "make_plan", "mean_with_band"]
 

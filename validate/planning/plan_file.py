@@ -10,8 +10,8 @@ from typing import Any
 
 from ratedist.errors import InputError, RatedistError
 from ratedist.records import write_atomic
-from ratedist.validate.methods import Method
 from ratedist.validate.models import LoadedModel
+from ratedist.validate.quality.methods import Method
 
 __all__ = ["SCHEMA", "CachePlan", "read_plan", "write_plan"]
 

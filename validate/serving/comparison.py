@@ -68,7 +68,7 @@ def compare_serving(
         profile: requests to calibrate the capacity model on.
         trace: requests to serve, by arrival.
         fused_layers: layers that are fused in mode ``FUSED``.
-        threshold, criterion, scale: of fusion, see ``ratedist.kernels.fuse.fuse``.
+        threshold, criterion, scale: of fusion, see ``ratedist.kernels.fusion.fuse.fuse``.
         pools: pool sizes as shares of what the trace takes at most, unfused, with shared prefixes, unlimited.
         max_batch, step_tokens, block_size: see ``EngineOptions``.
         repeats: runs of every cell; each is a row.

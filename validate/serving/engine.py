@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.pool import BlockPool
-from ratedist.kernels.resident import ResidentLayer
-from ratedist.kernels.resident_cache import ResidentCache
+from ratedist.kernels.resident.cache import ResidentCache
+from ratedist.kernels.resident.layer import ResidentLayer
+from ratedist.kernels.resident.pool import BlockPool
 from ratedist.scheduling import Job, Scheduler, Work
 from ratedist.validate.serving.packed import PackedModel
 from ratedist.validate.serving.prefix import PrefixIndex
@@ -35,7 +35,7 @@ class EngineOptions:
     Attributes:
         pool_blocks: physical blocks, each of one layer, that all layers draw on.
         fused_layers: layers whose prompts are fused once they are prefilled; empty for no fusion.
-        threshold: of fusion, see ``ratedist.kernels.fuse.fuse``.
+        threshold: of fusion, see ``ratedist.kernels.fusion.fuse.fuse``.
         criterion: as there.
         scale: as there.
         block_size: tokens per block.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.attention import paged_attention
-from ratedist.kernels.resident_cache import ResidentCache
+from ratedist.kernels.resident.cache import ResidentCache
 
 __all__ = ["PackedModel"]
 

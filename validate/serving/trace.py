@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from ratedist.errors import InputError
-from ratedist.validate.prompts import PromptSet, Tokenizer, encode
+from ratedist.validate.workloads.prompts import PromptSet, Tokenizer, encode
 
 __all__ = ["Request", "check_trace", "make_trace", "read_trace"]
 

@@ -5,7 +5,7 @@ so that only what happens to fall on whole blocks can be shared exactly.
 
 ``WORKLOADS`` holds them by name, one file each (or two where two belong together); a name may also be a
 mixture with weights, see ``ratedist.validate.workloads.mixture``. One's own prompts come from a JSONL file
-through ``ratedist.validate.prompts.read_prompts``.
+through ``ratedist.validate.workloads.prompts.read_prompts``.
 """
 
 from ratedist.validate.workloads.base import Workload

@@ -9,8 +9,8 @@ from random import Random
 from typing import TypeVar
 
 from ratedist.errors import InputError
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
-from ratedist.validate.texts import documents, passages
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads.texts import documents, passages
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",

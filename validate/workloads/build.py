@@ -6,7 +6,6 @@ from itertools import islice
 from random import Random
 
 from ratedist.errors import InputError
-from ratedist.validate.prompts import Prompt, PromptSet, Tokenizer
 from ratedist.validate.workloads.base import Workload
 from ratedist.validate.workloads.code import code
 from ratedist.validate.workloads.conversation import conversation
@@ -16,6 +15,7 @@ from ratedist.validate.workloads.long_documents import long_documents
 from ratedist.validate.workloads.mixture import DEFAULT_WEIGHTS, MIXTURE, mixture_builder, parse_mixture
 from ratedist.validate.workloads.near_duplicates import near_duplicates
 from ratedist.validate.workloads.plain import system_prompt, unrelated
+from ratedist.validate.workloads.prompts import Prompt, PromptSet, Tokenizer
 from ratedist.validate.workloads.retrieval import documents_any_order, documents_in_order
 from ratedist.validate.workloads.templates import templates
 from ratedist.validate.workloads.tool_calls import tool_calls

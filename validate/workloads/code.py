@@ -9,9 +9,9 @@ from functools import cache
 from itertools import islice
 from random import Random
 
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
-from ratedist.validate.texts import Document, sources
 from ratedist.validate.workloads.base import CHARACTERS_PER_TOKEN, popular, too_short
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads.texts import Document, sources
 
 __all__ = ["code"]
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from random import Random
 
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
-from ratedist.validate.texts import prose
 from ratedist.validate.workloads.base import CHARACTERS_PER_TOKEN, popular
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads.texts import prose
 
 __all__ = ["edited"]
 

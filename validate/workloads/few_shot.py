@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
-from ratedist.validate.texts import documents, passages
 from ratedist.validate.workloads.base import own_passages, shortened, too_short, with_ending
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads.texts import documents, passages
 
 __all__ = ["few_shot"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
-from ratedist.validate.texts import documents, passages, prose
 from ratedist.validate.workloads.base import CHARACTERS_PER_TOKEN, shortened
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads.texts import documents, passages, prose
 
 __all__ = ["long_documents"]
 

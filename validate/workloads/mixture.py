@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from random import Random
 
 from ratedist.errors import InputError
-from ratedist.validate.prompts import Prompt, Tokenizer
 from ratedist.validate.workloads.base import Builder, Workload
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer
 
 __all__ = ["DEFAULT_WEIGHTS", "MIXTURE", "mixture_builder", "parse_mixture"]
 

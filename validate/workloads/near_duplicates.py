@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
-from ratedist.validate.texts import prose
 from ratedist.validate.workloads.base import CHARACTERS_PER_TOKEN, too_short
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads.texts import prose
 
 __all__ = ["near_duplicates"]
 

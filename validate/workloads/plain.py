@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
 from ratedist.validate.workloads.base import QUESTIONS, own_passages
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
 
 __all__ = ["system_prompt", "unrelated"]
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from random import Random
 
-from ratedist.validate.prompts import Prompt, Tokenizer
-from ratedist.validate.texts import documents, passages
 from ratedist.validate.workloads.base import CHARACTERS_PER_TOKEN, QUESTIONS, popular, with_ending
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer
+from ratedist.validate.workloads.texts import documents, passages
 
 __all__ = ["documents_any_order", "documents_in_order"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from ratedist.validate._forms import FORMS, fill_form
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads._forms import FORMS, fill_form
 from ratedist.validate.workloads.base import CHARACTERS_PER_TOKEN
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
 
 __all__ = ["templates"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from ratedist.validate.prompts import Prompt, Tokenizer, encode
-from ratedist.validate.texts import Document, documents, passages
 from ratedist.validate.workloads.base import CHARACTERS_PER_TOKEN, popular, too_short
+from ratedist.validate.workloads.prompts import Prompt, Tokenizer, encode
+from ratedist.validate.workloads.texts import Document, documents, passages
 
 __all__ = ["tool_calls"]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratedist.kernels.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.predictors.sample_fusion import (
     Exceedances,

@@ -1,0 +1,1 @@
+"""Serving engines' paged layouts, in and out."""

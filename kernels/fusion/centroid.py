@@ -1,0 +1,131 @@
+"""The centroid variant: the tree, with the mean direction of a group's members as its representative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ratedist.kernels.fusion.caps import Caps
+from ratedist.kernels.fusion.chunks import blocks_per_chunk
+from ratedist.kernels.fusion.scoring import Part
+from ratedist.kernels.fusion.space import Space
+from ratedist.kernels.fusion.units import Match, left_share
+
+__all__ = ["Centroids", "fuse_centroid"]
+
+
+class Centroids:
+    """Representatives of growing groups, in the place of the block that founded each.
+
+    A group's representative is Σ x / ‖x‖ over its members, normalised, times the mean of their norms; for
+    keys and for values. Every logical block is a member, so a block with duplicates counts as often as it
+    stands. The pools of the space are overwritten.
+    """
+
+    def __init__(self, space: Space, first: Tensor) -> None:
+        """Start with every distinct block as a group, with its duplicates.
+
+        Args:
+            space: float32 copies of the distinct blocks; their blocks and norms are written to.
+            first: (n,) int64 position of the byte-equal candidate whose block each takes.
+        """
+        self._place = space.place
+        copies = torch.bincount(first, minlength=len(first))
+        self._groups = [_Group.start(part, copies, space.place) for part in (space.pools.k, space.pools.v)]
+
+    def merge(self, members: Tensor, targets: Tensor) -> None:
+        """Let the groups of ``targets`` take in those of ``members``.
+
+        Args:
+            members: (m,) int64 positions, each once.
+            targets: (m,) int64 positions, none of which is among the members.
+        """
+        for group in self._groups:
+            group.merge(self._place[members], self._place[targets])
+
+
+@dataclass
+class _Group:
+    """Keys or values of all groups.
+
+    Attributes:
+        part: representatives and their norms.
+        length: (m,) float32 length of the sum of the members' directions.
+        count: (m,) float32 members.
+        norms: (m,) float32 sum of their norms.
+    """
+
+    part: Part
+    length: Tensor
+    count: Tensor
+    norms: Tensor
+
+    @classmethod
+    def start(cls, part: Part, copies: Tensor, place: Tensor) -> _Group:
+        # A duplicate's place is its first copy's, which counts them all.
+        count = torch.zeros_like(part.norm).index_add_(0, place, copies.float())
+        return cls(part, torch.where(part.norm > 0, count, 0.0), count, part.norm * count)
+
+    def merge(self, members: Tensor, targets: Tensor) -> None:
+        pool, norm = self.part.pool.flatten(1), self.part.norm
+        changed = torch.unique(targets)
+        self._scale(changed, self._per_norm(changed))
+        step = blocks_per_chunk(self.part.pool)
+        for start in range(0, len(members), step):
+            chunk = members[start : start + step]
+            pool.index_add_(0, targets[start : start + step], pool[chunk] * self._per_norm(chunk)[:, None])
+        self.count.index_add_(0, targets, self.count[members])
+        self.norms.index_add_(0, targets, self.norms[members])
+        for start in range(0, len(changed), step):
+            chunk = changed[start : start + step]
+            self.length[chunk] = torch.linalg.vector_norm(pool[chunk], dim=1)
+        mean = self.norms[changed] / self.count[changed]
+        length = self.length[changed]
+        self._scale(changed, torch.where(length > 0, mean / length, 0.0))
+        norm[changed] = torch.where(length > 0, mean, 0.0)
+
+    def _per_norm(self, ids: Tensor) -> Tensor:
+        """What turns a representative into the sum of its members' directions."""
+        norm = self.part.norm[ids]
+        return torch.where(norm > 0, self.length[ids] / norm, 0.0)
+
+    def _scale(self, ids: Tensor, factor: Tensor) -> None:
+        step = blocks_per_chunk(self.part.pool)
+        pool = self.part.pool.flatten(1)
+        for start in range(0, len(ids), step):
+            chunk = ids[start : start + step]
+            pool[chunk] = pool[chunk] * factor[start : start + step, None]
+
+
+def fuse_centroid(
+    units: list[Tensor],
+    match: Match,
+    limit: float,
+    absorber: Tensor,
+    centroids: Centroids,
+    caps: Caps | None = None,
+) -> None:
+    """At every node, each group on the right joins its best match on the left.
+
+    As the tree, but groups are matched by their centroids, which move as soon as a node is done. A group
+    goes by the name of its first block. Writes the absorber of every block of ``units``.
+    """
+
+    def merge(low: int, high: int) -> Tensor:
+        if high - low == 1:
+            return units[low]
+        middle = low + left_share(high - low)
+        left, right = merge(low, middle), merge(middle, high)
+        found, position = match(right, left)
+        absorbed = found > limit
+        if caps is not None:
+            asking = absorbed.clone()
+            absorbed[asking] = caps.admit(right[asking], left[position[asking]], found[asking])
+        leaving = right[absorbed]
+        absorber[leaving] = left[position[absorbed]]
+        centroids.merge(leaving, absorber[leaving])
+        return torch.cat((left, right[~absorbed]))
+
+    merge(0, len(units))

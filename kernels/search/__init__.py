@@ -1,0 +1,1 @@
+"""Fusion where all pairs are too many: hashing nominates pairs, and each of them is checked."""

@@ -1,0 +1,1 @@
+"""Capturing a model's cache, and captures on disk."""
