@@ -19,7 +19,7 @@ _MOST_TABLES = 4096
 # choice of bits alone; the recall does not depend on them.
 _PER_KEY = 10_000  # packing the bits of a block's key in one table, and sorting it
 _PER_PAIR = 1_000  # listing a candidate pair
-_PER_PAIR_SCALAR = 100  # fetching one scalar of both of its blocks from far apart
+_PER_PAIR_SCALAR = 400  # fetching one scalar of both of its blocks from far apart
 
 
 @dataclass(frozen=True)
