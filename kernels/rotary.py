@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 
-__all__ = ["STYLES", "Rotary", "rotate"]
+__all__ = ["STYLES", "Rotary", "rotate", "turn_rows"]
 
 STYLES = ("half", "interleaved")
 """Which channels turn together: i and i + n/2 (Llama, Qwen, Gemma), or 2 i and 2 i + 1 (GPT-J)."""
@@ -48,6 +48,11 @@ class Rotary:
     def rotary_dim(self) -> int:
         """Channels of a head that turn."""
         return 2 * len(self.inverse_frequencies)
+
+    @property
+    def pair_distance(self) -> int:
+        """Channels between the two that turn together."""
+        return len(self.inverse_frequencies) if self.style == "half" else 1
 
     @classmethod
     def from_base(cls, base: float, rotary_dim: int, style: str = "half") -> Rotary:
@@ -93,3 +98,35 @@ def rotate(x: Tensor, tokens: Tensor, rotary: Rotary) -> Tensor:
     result[..., first] = left * cos - right * sin
     result[..., second] = right * cos + left * sin
     return result
+
+
+def turn_rows(tokens: Tensor, rotary: Rotary, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns by ``tokens`` positions as rows of two tables, which kernels look up block by block.
+
+    Angles are formed in float64 like those of ``rotate``, once for every number of tokens that occurs.
+
+    Args:
+        tokens: integers, of any shape.
+        rotary: whose rotary_dim is at most ``head_dim``.
+        head_dim: channels of a head.
+
+    Returns:
+        row: int32 of the shape of ``tokens``; row of the tables, 0 where nothing turns.
+        cosine, sine: (rows, head_dim) float32 such that a key x turns to cosine · x + sine · x', where x'
+            is x with the channels of every pair exchanged.
+
+    Test: tests/kernels/test_turns.py::test_tables_turn_as_rotate_does.
+    """
+    distances, row = torch.unique(tokens, return_inverse=True)
+    # Row 0 turns nothing, whether 0 occurs or not.
+    distances = torch.cat((distances.new_zeros(1), distances))
+    row = torch.where(tokens == 0, 0, row + 1).int()
+    angles = distances.double()[:, None] * rotary.inverse_frequencies.double().to(tokens.device)
+    cosine, sine = angles.cos(), angles.sin()
+    if rotary.style == "half":
+        cosine, sine = torch.cat((cosine, cosine), 1), torch.cat((-sine, sine), 1)
+    else:
+        cosine, sine = (torch.stack(pair, 2).flatten(1) for pair in ((cosine, cosine), (-sine, sine)))
+    rest = (0, head_dim - rotary.rotary_dim)
+    cosine = torch.nn.functional.pad(cosine, rest, value=1.0).float()
+    return row, cosine, torch.nn.functional.pad(sine, rest).float()

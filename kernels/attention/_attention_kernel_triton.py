@@ -12,32 +12,9 @@ import triton
 import triton.language as tl
 
 from ratedist.kernels._launch_triton import kernel
+from ratedist.kernels._turning_triton import turned
 
 __all__ = ["attention_kernel", "merge_kernel"]
-
-
-@triton.jit
-def _turned(
-    x: tl.tensor,  # (BLOCK_N, BLOCK_D) keys as stored
-    turn: tl.tensor,  # (BLOCK_N,) int32 row of the tables; 0 where a key does not turn
-    cosine: tl.tensor,  # (turns, head_dim) float32
-    sine: tl.tensor,  # (turns, head_dim) float32, negative for the first channel of a pair
-    head_dim: tl.tensor,
-    pair_distance: tl.tensor,  # channels between the two of a pair
-    scalar: tl.tensor,  # (BLOCK_D,)
-    inside: tl.tensor,  # (BLOCK_N, BLOCK_D) what may be read
-) -> tl.tensor:
-    """(BLOCK_N, BLOCK_D) float32 keys turned by each token's row of the tables; exact where that is 0."""
-    turns = inside & (turn > 0)[:, None]
-    at = turn.to(tl.int64)[:, None] * head_dim + scalar[None, :]
-    cos = tl.load(cosine + at, mask=turns, other=1.0)
-    sin = tl.load(sine + at, mask=turns, other=0.0)
-    # Channels that do not turn have a sine of 0, whatever is taken for their partner.
-    first = scalar // pair_distance % 2 == 0
-    partner = tl.where(first, scalar + pair_distance, scalar - pair_distance)
-    partner = tl.where(partner < head_dim, partner, scalar)
-    other = tl.gather(x, tl.broadcast_to(partner[None, :], x.shape), 1)
-    return x.to(tl.float32) * cos + other.to(tl.float32) * sin
 
 
 @triton.jit
@@ -202,7 +179,7 @@ def attention_kernel(
             away = tl.load(k_mean_pool + subtract_at, mask=centred, other=0.0)
             if UPCAST:
                 key = key.to(tl.float32)
-            key = _turned(key, turn_of, cosine, sine, head_dim, pair_distance, scalar, inside)
+            key = turned(key, turn_of, cosine, sine, head_dim, pair_distance, scalar, inside)
             restored = _within(back.to(tl.float32) + of_key[:, None] * (key - away.to(tl.float32)), FLOAT16)
             key = restored.to(query.dtype)
             score = tl.dot(query, tl.trans(key), input_precision="ieee")
