@@ -1,4 +1,4 @@
-"""Turning keys by rotary positions within a kernel, by the tables of ``ratedist.kernels.rotary.turn_rows``."""
+"""Turning keys within a kernel, by the tables that ``ratedist.kernels.rotary.turn_rows`` makes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def turn_tables(reading: Reading, head_dim: int, like: Tensor) -> tuple[Tensor, 
     """The turns of a reading's keys, for heads of ``head_dim`` channels and a block table ``like`` that.
 
     Returns:
-        turn, cosine, sine: as ``ratedist.kernels.rotary.turn_rows`` gives them; turn is (requests, max_blocks).
+        turn, cosine, sine: as ``ratedist.kernels.rotary.turn_rows`` makes them; turn is of the shape of the
+            block table.
 
     Test: tests/kernels/test_turns.py::test_tables_turn_as_rotate_does.
     """
