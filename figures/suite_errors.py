@@ -35,7 +35,7 @@ def plot_suite_errors(record: SuiteRecord) -> Figure:
     entries = {
         (entry["workload"], entry["n"], entry["m"], entry["predictor"]): entry
         for entry in record.summary
-        if entry["variant"] is None
+        if entry["variant"] is None and entry.get("mode") is None
     }
     room = 0.72
     for ax, (n, m) in zip(axes[0], sizes, strict=True):

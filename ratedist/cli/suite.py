@@ -268,7 +268,8 @@ def print_suite(record: SuiteRecord) -> None:
     for heading in ("median", "noise", "90 %", "noise", "bands hold", "rows", "refused"):
         table.add_column(heading, justify="right")
     for entry in record.summary:
-        mode = "" if entry["variant"] is None else f" ({entry['variant']}, {entry['criterion']})"
+        parts = [entry[name] for name in ("mode", "variant", "criterion") if entry[name] is not None]
+        mode = f" ({', '.join(parts)})" if parts else ""
         table.add_row(
             entry["workload"] + mode,
             f"{entry['n']} → {entry['m']}",

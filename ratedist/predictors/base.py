@@ -154,9 +154,14 @@ class Predictor(ABC):
         distinct, place = np.unique(taus, return_inverse=True)
         kept, squared = np.zeros(distinct.size), np.zeros((2, distinct.size))
         outcomes, least = [], 0
+        # Domains alike are many where each is one request cut into chunks.
+        alike: dict[tuple[int, ...], Outcome] = {}
         for domain in np.unique(owner[blocks > 0]):
             chosen = blocks[(owner == domain) & (blocks > 0)]
-            outcome = self._fuse(chosen, distinct, variant)
+            sizes = tuple(chosen.tolist())
+            if sizes not in alike:
+                alike[sizes] = self._fuse(chosen, distinct, variant)
+            outcome = alike[sizes]
             kept += outcome.kept
             squared += (chosen.sum() - outcome.kept) * outcome.errors
             outcomes.append(outcome)

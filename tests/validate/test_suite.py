@@ -10,6 +10,7 @@ import pytest
 from ratedist.errors import InputError
 from ratedist.predictors import PREDICTORS
 from ratedist.validate.suite.tasks import (
+    CellSize,
     QualityTask,
     Suite,
     Task,
@@ -32,8 +33,10 @@ def test_standard_covers_what_the_protocol_asks() -> None:
     large = []
     for name in names:
         cells = suite.cells(name, names, FUSED, range(30))
-        small, large_split = {(16, 16, name), (16, 64, name)}, (16, 256, name)
+        small, large_split = {(16, m, name, "bff") for m in (16, 64)}, (16, 256, name, "bff")
         assert all(small <= set(sizes) or sizes == [large_split] for sizes in cells.values())
+        chunks = {(16, m, name, "cff") for m in (16, 64)}
+        assert sum(chunks <= set(sizes) for sizes in cells.values()) == 6
         assert min(cells) == 2
         assert max(cells) == 27
         if any(large_split in sizes for sizes in cells.values()):
@@ -72,8 +75,11 @@ def test_tasks_add_up() -> None:
         ),
     )
     both = ("a", "b")
-    assert suite.cells("a", both, FUSED, range(30)) == {5: [(4, 4, "a")], 9: [(4, 4, "a")]}
-    assert suite.cells("b", both, FUSED, range(30)) == {5: [(4, 4, "b")], 9: [(4, 4, "b"), (4, 16, "b")]}
+    assert suite.cells("a", both, FUSED, range(30)) == {5: [(4, 4, "a", "bff")], 9: [(4, 4, "a", "bff")]}
+    assert suite.cells("b", both, FUSED, range(30)) == {
+        5: [(4, 4, "b", "bff")],
+        9: [(4, 4, "b", "bff"), (4, 16, "b", "bff")],
+    }
     assert (suite.requests("a"), suite.requests("b")) == (8, 20)
     with pytest.raises(InputError, match=r"tasks.workloads = 'b': unknown; choose all, or some of a, c"):
         suite.workloads(("a", "c"))
@@ -87,8 +93,8 @@ def test_a_task_may_calibrate_on_other_workloads() -> None:
     suite = Suite("s", (task,))
     known = ("a", "b", "c", "d")
     assert suite.workloads(known) == ("a", "b", "c")
-    assert suite.cells("a", known, FUSED, range(30)) == {5: [(4, 8, "b"), (4, 8, "c")]}
-    assert suite.cells("b", known, FUSED, range(30)) == {5: [(4, 8, "b"), (4, 8, "c")]}
+    assert suite.cells("a", known, FUSED, range(30)) == {5: [(4, 8, "b", "bff"), (4, 8, "c", "bff")]}
+    assert suite.cells("b", known, FUSED, range(30)) == {5: [(4, 8, "b", "bff"), (4, 8, "c", "bff")]}
     assert suite.cells("c", known, FUSED, range(30)) == {}
     assert [suite.requests(name) for name in known] == [12, 12, 4, 0]
     with pytest.raises(InputError, match=r"tasks.workloads = 'c': unknown; choose all, or some of a, b"):
@@ -130,12 +136,12 @@ def test_full_is_standard_and_the_transfer_between_all_workloads() -> None:
         cells, own = (s.cells(name, names, FUSED, range(30)) for s in (full, standard))
         moved = {layer: {cell for cell in sizes if cell[2] != name} for layer, sizes in cells.items()}
         assert {layer: [c for c in sizes if c[2] == name] for layer, sizes in cells.items()} == {
-            layer: sorted({*own.get(layer, []), *({(16, 16, name)} if moved[layer] else ())})
+            layer: sorted({*own.get(layer, []), *({CellSize(16, 16, name)} if moved[layer] else ())})
             for layer in cells
         }
         transferred = [layer for layer, sizes in moved.items() if sizes]
         assert len(transferred) == 3
-        assert all({source for _, _, source in moved[layer]} == {*names} - {name} for layer in transferred)
+        assert all({size.source for size in moved[layer]} == {*names} - {name} for layer in transferred)
         assert full.requests(name) == standard.requests(name)
 
 

@@ -162,7 +162,7 @@ def test_a_suite_captures_what_it_needs(run, tmp_path: Path, monkeypatch) -> Non
     from tiny_models import save_tiny_model
 
     # The tiny model has three layers, which leaves one to fuse.
-    for module in ("compare", "quality"):
+    for module in ("compare", "quality.continuation"):
         monkeypatch.setattr(f"ratedist.validate.{module}.ALONE_AT_EACH_END", 1)
     model = save_tiny_model(tmp_path / "model")
     suite = tmp_path / "s.json"

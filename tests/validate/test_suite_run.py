@@ -304,7 +304,7 @@ def test_captures_that_do_not_fit_are_refused(captures, make_capture, tmp_path: 
     with pytest.raises(InputError, match="is of workload 'two', not of the suite"):
         plan_work(named, captures)
     alone = make_capture("alone", lengths=(64,) * 10, domains=tuple(range(10)))
-    with pytest.raises(InputError, match="workload 'alone', layer 2: calibration needs two requests"):
+    with pytest.raises(InputError, match="workload 'alone', layer 2, bff: calibration needs two requests"):
         run(suite, [alone], tmp_path)
 
 

@@ -18,6 +18,7 @@ def columns(*rows: dict[str, object]) -> Columns:
         "calibrated_on": None,
         "n": 16,
         "m": 16,
+        "mode": "bff",
         "variant": "leader",
         "criterion": "keys",
         "predictor": "p",
@@ -36,7 +37,7 @@ def columns(*rows: dict[str, object]) -> Columns:
 
 
 def entry(summary: list[dict[str, object]], **wanted: object) -> dict[str, object]:
-    wanted = {"variant": None, "workload": "all", "predictor": "p", "n": 16, "m": 16} | wanted
+    wanted = {"mode": None, "variant": None, "workload": "all", "predictor": "p", "n": 16, "m": 16} | wanted
     (found,) = [e for e in summary if all(e[name] == value for name, value in wanted.items())]
     return found
 
@@ -73,6 +74,18 @@ def test_variants_and_criteria_stand_apart_over_all_workloads() -> None:
     )
     found = {(e["variant"], e["criterion"]): e["median_abs_log_ratio"] for e in summary if e["variant"]}
     assert found == {("leader", "keys"): 0.1, ("tree", "keys"): 0.3, ("leader", "both"): 0.5}
+
+
+def test_modes_stand_apart_by_workload_and_the_whole_holds_both() -> None:
+    rows = [{"error": 0.1}, {"error": 0.5, "mode": "cff"}, {"error": 0.9, "mode": "cff", "workload": "v"}]
+    summary = summarise_suite(columns(*rows), Choice("p", {"p": 0.1}, 1.0))
+    assert entry(summary, workload="w")["median_abs_log_ratio"] == pytest.approx(0.3)
+    assert entry(summary, workload="w", mode="cff")["median_abs_log_ratio"] == 0.5
+    assert entry(summary, mode="cff")["median_abs_log_ratio"] == pytest.approx(0.7)
+    assert entry(summary)["rows"] == 3
+    # Goals are about all of it, once.
+    assert len(goals_of(summary)) == 3
+    assert {e["mode"] for e in summarise_suite(columns({"error": 0.1}))} == {None}
 
 
 def test_a_refusal_counts_as_infinitely_wrong() -> None:

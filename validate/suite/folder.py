@@ -33,7 +33,7 @@ SCHEMA = "ratedist/suite-cells/1"
 class CellKey:
     """Names a cell: a split n → m of one layer with a seed; or without these, the noise of m requests.
 
-    ``source`` is the workload that calibrates, where it is another one.
+    ``source`` is the workload that calibrates, where it is another one; ``mode`` that of fusion.
     """
 
     workload: str
@@ -42,6 +42,7 @@ class CellKey:
     n: int | None = None
     seed: int | None = None
     source: str | None = None
+    mode: str = "bff"
 
     @property
     def path(self) -> str:
@@ -49,6 +50,8 @@ class CellKey:
         name = f"noise-{self.m}" if self.n is None else f"split-{self.n}-{self.m}-seed-{self.seed}"
         if self.source is not None:
             name += f"-from-{_file_name(self.source)}"
+        if self.mode != "bff":
+            name += f"-{self.mode}"
         return f"{_file_name(self.workload)}/layer-{self.layer:03d}/{name}.json"
 
 

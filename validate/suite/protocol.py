@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ratedist.errors import InputError, RatedistError
 from ratedist.kernels.fusion.fuse import fuse
@@ -91,7 +92,7 @@ class Calibration:
     Attributes:
         workload: that they are of.
         requests: their indices in its capture.
-        layer: these requests of one layer.
+        layer: these requests of one layer, or their chunks.
     """
 
     workload: str
@@ -107,17 +108,20 @@ def split_cell(
     suite: Suite,
     seed: int,
     calibration: Calibration,
+    mode: str = "bff",
 ) -> Json:
     """Calibrate, predict and measure one split of one layer.
 
     Args:
         manifest: of the capture that is measured.
-        scored: the layer, all of its requests.
+        scored: the layer, all of its requests, in chunks with mode ``"cff"``.
         index: of the layer.
         size: (n, m).
         suite: thresholds, variants, criteria, predictors.
         seed: of the split.
         calibration: n requests, those of ``draw_split`` or of another workload.
+        mode: of fusion. Across chunks (``"cff"``) no predictor is chosen: a split of the calibration
+            requests' chunks would not be a split of requests.
 
     Returns:
         The cell. A predictor that gives nothing is not left out: its entry says why.
@@ -137,7 +141,7 @@ def split_cell(
     results = []
     within: dict[tuple[str, str], dict[str, list[float] | None]] = {}
     start = time.process_time()
-    if sample is not None and calibration.workload == manifest.workload:
+    if sample is not None and calibration.workload == manifest.workload and mode == "bff":
         within = {
             (variant, criterion): _errors_within(sample, plan, variant, criterion, m / n)
             for variant in plan.variants
@@ -172,6 +176,8 @@ def split_cell(
     blocks = int(layer.table.full_blocks.sum())
     return {
         "kind": "split",
+        "mode": mode,
+        "units": int(torch.unique(draw.table.domains, return_counts=True)[1].max()),
         "workload": manifest.workload,
         "calibrated_on": calibration.workload,
         "layer": index,
@@ -187,7 +193,9 @@ def split_cell(
     }
 
 
-def noise_cell(manifest: Manifest, scored: ScoredLayer, index: int, m: int, suite: Suite) -> Json:
+def noise_cell(
+    manifest: Manifest, scored: ScoredLayer, index: int, m: int, suite: Suite, mode: str = "bff"
+) -> Json:
     """Deviations of the logarithm of the compression of m requests, see ``ratedist.validate.suite.noise``.
 
     All requests of the capture are drawn from. Without more than m of them there are no deviations.
@@ -200,6 +208,7 @@ def noise_cell(manifest: Manifest, scored: ScoredLayer, index: int, m: int, suit
     drawn = [(pair, scored.draw(pair.one), scored.draw(pair.other)) for pair in pairs]
     return {
         "kind": "noise",
+        "mode": mode,
         "workload": manifest.workload,
         "layer": index,
         "m": m,
@@ -241,6 +250,8 @@ def recheck(layer: PagedLayer, cell: Json, suite: Suite) -> list[Json]:
             threshold=suite.thresholds[place],
             variant=result["variant"],
             criterion=result["criterion"],
+            mode=cell["mode"],
+            chunk_blocks=suite.chunk_blocks if cell["mode"] == "cff" else None,
             backend="cpu",
         )
         checks.append(

@@ -85,7 +85,7 @@ def collect(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Col
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     measured = columns["compression_measured"]
     columns["abs_log_ratio"] = np.abs(np.log(columns["compression_predicted"] / measured))
-    counts = (measured >= LOWEST_COMPRESSION) & (measured <= HIGHEST_SHARE * columns["requests"])
+    counts = (measured >= LOWEST_COMPRESSION) & (measured <= HIGHEST_SHARE * columns["units"])
     columns["counts"] = counts.astype(np.int64)
     return columns
 
@@ -101,14 +101,15 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
             key: _deviations(folder.read(key)) for item in items for key in item.noise if folder.has(key)
         }
         sizes = sorted({size for item in items for size in item.sizes})
-        for n, m, source in sizes:
+        for size in sizes:
+            n, m, source, mode = size
             for number, seed in enumerate(suite.seeds):
                 other = None if source == workload else source
                 keys = [
                     key
                     for item in items
-                    if (n, m, source) in item.sizes
-                    and folder.has(key := CellKey(workload, item.layer, m, n, seed, other))
+                    if size in item.sizes
+                    and folder.has(key := CellKey(workload, item.layer, m, n, seed, other, mode))
                 ]
                 cells = {key.layer: folder.read(key) for key in keys}
                 if not cells:
@@ -132,11 +133,13 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
                 for row in rows:
                     cell = cells[row["layer"]]
                     place = (row["variant"], row["criterion"])
-                    deviations = noise.get(CellKey(workload, row["layer"], m), {}).get(
+                    deviations = noise.get(CellKey(workload, row["layer"], m, mode=mode), {}).get(
                         (*place, row["threshold"]), []
                     )
                     predicted = results[(row["layer"], *place)][row["predictor"]]
                     row |= {
+                        "mode": mode,
+                        "units": cell["units"],
                         "calibrated_on": source,
                         "n": n,
                         "m": m,

@@ -18,6 +18,7 @@ from ratedist.validate.captures.store import Capture
 from ratedist.validate.compare import check_captures, default_layers
 from ratedist.validate.models import LoadedModel
 from ratedist.validate.parallel import absolute, check_jobs, run_tasks
+from ratedist.validate.suite.chunks import as_chunks
 from ratedist.validate.suite.folder import CAPTURES, SETTINGS, CellKey, SuiteFolder
 from ratedist.validate.suite.protocol import (
     CHOICE_SPLITS,
@@ -30,7 +31,7 @@ from ratedist.validate.suite.protocol import (
     split_cell,
 )
 from ratedist.validate.suite.scored_layer import ScoredLayer, select_requests
-from ratedist.validate.suite.tasks import Suite
+from ratedist.validate.suite.tasks import CellSize, Suite
 from ratedist.validate.workloads import build_prompts
 
 __all__ = [
@@ -53,14 +54,14 @@ class LayerWork:
     Attributes:
         capture: the capture.
         layer: the layer's index.
-        sizes: splits n, m, and the workload that calibrates.
+        sizes: what is compared.
         seeds: of every split.
         sources: captures of the other workloads that calibrate, by name.
     """
 
     capture: Capture
     layer: int
-    sizes: tuple[tuple[int, int, str], ...]
+    sizes: tuple[CellSize, ...]
     seeds: tuple[int, ...]
     sources: dict[str, Capture] = field(default_factory=dict)
 
@@ -69,8 +70,8 @@ class LayerWork:
         """Keys of the cells of splits."""
         own = self.capture.manifest.workload
         return [
-            CellKey(own, self.layer, m, n, seed, None if source == own else source)
-            for n, m, source in self.sizes
+            CellKey(own, self.layer, m, n, seed, None if source == own else source, mode)
+            for n, m, source, mode in self.sizes
             for seed in self.seeds
         ]
 
@@ -78,7 +79,8 @@ class LayerWork:
     def noise(self) -> list[CellKey]:
         """Keys of the cells of noise."""
         workload = self.capture.manifest.workload
-        return [CellKey(workload, self.layer, m) for m in sorted({m for _, m, _ in self.sizes})]
+        sizes = sorted({(size.mode, size.m) for size in self.sizes})
+        return [CellKey(workload, self.layer, m, mode=mode) for mode, m in sizes]
 
     @property
     def cost(self) -> float:
@@ -86,7 +88,7 @@ class LayerWork:
         manifest = self.capture.manifest
         blocks = sum(length // manifest.block_size for length in manifest.lengths)
         # Found on the embedded model: predicting takes about as long as fusing a few hundred requests.
-        fused = len(self.seeds) * sum(200 + m for _, m, _ in self.sizes)
+        fused = len(self.seeds) * sum(200 + size.m for size in self.sizes)
         fused += 8 * sum(key.m for key in self.noise)
         return (blocks / 1000) ** 2 + fused / 100
 
@@ -154,6 +156,7 @@ def suite_settings(suite: Suite, captures: Sequence[Capture]) -> dict[str, Any]:
         "scale": suite.scale,
         "predictors": list(suite.predictors),
         "noise_draws": suite.noise_draws,
+        "chunk_blocks": suite.chunk_blocks,
         "choice_splits": CHOICE_SPLITS,
         "version": metadata.version("ratedist"),
     }
@@ -176,8 +179,8 @@ def plan_work(suite: Suite, captures: Sequence[Capture]) -> list[LayerWork]:
             raise InputError("captures", str(capture.folder), f"is of workload {name!r}, not of the suite")
         layers = suite.cells(name, names, default_layers(manifest), manifest.layers)
         for layer, sizes in layers.items():
-            others = {source: by_name[source] for _, _, source in sizes if source != name}
-            for n, m, source in sizes:
+            others = {size.source: by_name[size.source] for size in sizes if size.source != name}
+            for n, m, source, _ in sizes:
                 check_size(manifest, n, m)
                 check_size(by_name[source].manifest, n, 0)
                 if layer not in by_name[source].manifest.layers:
@@ -254,38 +257,49 @@ def _run_layer(suite: Suite, item: LayerWork, missing: Sequence[CellKey], folder
     torch.set_num_threads(1)  # the layers run beside each other
     manifest = item.capture.manifest
     layer = item.capture.layer(item.layer)
-    try:
-        scored = ScoredLayer(layer)
-    except InputError as error:
-        raise InputError(
-            error.argument, error.value, f"workload {manifest.workload!r}, layer {item.layer}: {error.remedy}"
-        ) from error
-    smallest = min(
-        (key for key in item.splits if key.source is None),
-        key=lambda key: (key.m, key.n, suite.seeds.index(key.seed or 0)),
-        default=None,
-    )
-    for key in missing:
-        if key.n is None or key.seed is None:
-            cell = noise_cell(manifest, scored, item.layer, key.m, suite)
-        else:
-            calibration = _calibration(item, layer, key.n, key.m, key.seed, key.source)
-            cell = split_cell(manifest, scored, item.layer, (key.n, key.m), suite, key.seed, calibration)
-            if key == smallest:
-                cell["rechecked"] = recheck(layer, cell, suite)
-        folder.write(key, cell)
+    for mode in dict.fromkeys(key.mode for key in missing):
+        chunk_blocks = suite.chunk_blocks if mode == "cff" else None
+        try:
+            scored = ScoredLayer(layer, chunk_blocks)
+        except InputError as error:
+            raise InputError(
+                error.argument,
+                error.value,
+                f"workload {manifest.workload!r}, layer {item.layer}, {mode}: {error.remedy}",
+            ) from error
+        smallest = min(
+            (key for key in item.splits if key.source is None and key.mode == mode),
+            key=lambda key: (key.m, key.n, suite.seeds.index(key.seed or 0)),
+            default=None,
+        )
+        for key in missing:
+            if key.mode != mode:
+                continue
+            if key.n is None or key.seed is None:
+                cell = noise_cell(manifest, scored, item.layer, key.m, suite, mode)
+            else:
+                calibration = _calibration(item, layer, key, chunk_blocks)
+                size = (key.n, key.m)
+                cell = split_cell(manifest, scored, item.layer, size, suite, key.seed, calibration, mode)
+                if key == smallest:
+                    cell["rechecked"] = recheck(layer, cell, suite)
+            folder.write(key, cell)
 
 
-def _calibration(
-    item: LayerWork, layer: PagedLayer, n: int, m: int, seed: int, source: str | None
-) -> Calibration:
+def _calibration(item: LayerWork, layer: PagedLayer, key: CellKey, chunk_blocks: int | None) -> Calibration:
+    assert key.n is not None
+    assert key.seed is not None
     manifest = item.capture.manifest
-    if source is None:
-        requests = draw_split(manifest, n, m, seed).calibration
-        return Calibration(manifest.workload, requests, select_requests(layer, requests))
-    capture = item.sources[source]
-    requests = draw_calibration(capture.manifest, n, seed)
-    return Calibration(source, requests, capture.layer(item.layer, requests))
+    if key.source is None:
+        requests = draw_split(manifest, key.n, key.m, key.seed).calibration
+        chosen = select_requests(layer, requests)
+    else:
+        capture = item.sources[key.source]
+        requests = draw_calibration(capture.manifest, key.n, key.seed)
+        chosen = capture.layer(item.layer, requests)
+    if chunk_blocks is not None:
+        chosen = as_chunks(chosen, chunk_blocks)
+    return Calibration(key.source or manifest.workload, requests, chosen)
 
 
 def fingerprint(manifest: Manifest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ratedist.predictors import PairSample
 from ratedist.predictors.sample import CRITERIA
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.measure import Measurement
+from ratedist.validate.suite.chunks import as_chunks, chunk_counts
 
 __all__ = ["Draw", "ScoredLayer", "best_of", "select_requests", "select_table"]
 
@@ -54,14 +56,26 @@ class ScoredLayer:
     Memory: two (N, N) float32 matrices for N full blocks, 340 MB for 272 requests of 24, and half as much
     again for criterion "both".
 
-    Test: tests/validate/test_scored_layer.py::test_measures_what_fusing_the_layer_measures.
+    Tests: tests/validate/test_scored_layer.py::test_measures_what_fusing_the_layer_measures,
+    tests/validate/test_chunks.py::test_scored_chunks_measure_what_cff_measures.
     """
 
-    def __init__(self, layer: PagedLayer) -> None:
+    def __init__(self, layer: PagedLayer, chunk_blocks: int | None = None) -> None:
         """Compute the similarities.
 
-        Raises InputError where no two requests of one domain have a full block.
+        Args:
+            layer: of a capture.
+            chunk_blocks: fuse across chunks of so many blocks of each request (``mode="cff"``), as
+                ``ratedist.validate.suite.chunks.as_chunks`` has them; across requests where None.
+
+        Raises InputError where no two requests of one domain (or chunks of one request) have a full block.
         """
+        requests = len(layer.table.lengths)
+        self._rows: list[list[int]] = [[request] for request in range(requests)]
+        if chunk_blocks is not None:
+            ends = list(accumulate(chunk_counts(layer.table, chunk_blocks), initial=0))
+            self._rows = [list(range(*pair)) for pair in pairwise(ends)]
+            layer = as_chunks(layer, chunk_blocks)
         self.sample: PairSample = pair_sample(layer)
         self._table = layer.table
         size, full = layer.table.block_size, layer.table.full_blocks
@@ -80,12 +94,13 @@ class ScoredLayer:
 
         Raises InputError where none of them has a full block.
         """
-        stand_in = select_requests(self._stand_in, requests)
+        rows = [row for request in requests for row in self._rows[request]]
+        stand_in = select_requests(self._stand_in, rows)
         blocks = find_candidates(stand_in)
         if len(blocks) == 0:
             raise InputError("requests", list(requests), "none has a full block; give longer requests")
         first = first_equal([(stand_in.k, stand_in.v)], blocks, fused=False)
-        table = select_table(self._table, requests)
+        table = select_table(self._table, rows)
         return Draw(self, table, blocks.physical, first, units_by_domain(blocks, first))
 
     def scores(self, criterion: str) -> Tensor:
@@ -105,7 +120,7 @@ class Draw:
 
     Attributes:
         scored: the layer.
-        table: block table of the requests, as the layer has it.
+        table: block table of the requests, or of their chunks, as the layer has it.
         place: (n,) int64 place of each of their full blocks in the layer's sample, in logical order.
         first: (n,) int64 position of the byte-equal block whose place each takes, its own where unique.
         units: as ``ratedist.kernels.fusion.units.units_by_domain`` gives them.

@@ -119,9 +119,9 @@ def summarise_suite(columns: Columns, choice: Choice | None = None) -> list[dict
         choice: of a predictor, not by these errors.
 
     Returns:
-        Entries with ``workload`` (``"all"`` for all), ``n``, ``m``, ``variant`` and ``criterion`` (None for
-        all), ``predictor``, and over the rows that count (measured
-        compression between 1.05 and 0.9 × the requests measured):
+        Entries with ``workload`` (``"all"`` for all), ``n``, ``m``, ``mode``, ``variant`` and ``criterion``
+        (None for all), ``predictor``, and over the rows that count (measured compression between 1.05 and
+        0.9 × the requests measured, or the chunks of one):
 
         - ``rows``, how many there are, and ``refused``, in how many of them the predictor gave nothing;
         - ``median_abs_log_ratio`` and ``p90_abs_log_ratio``; a refusal counts as infinitely wrong, and the
@@ -141,20 +141,25 @@ def summarise_suite(columns: Columns, choice: Choice | None = None) -> list[dict
     workloads = list(dict.fromkeys(columns["workload"].tolist()))
     predictors = list(dict.fromkeys(columns["predictor"].tolist()))
     sizes = sorted(set(zip(columns["n"].tolist(), columns["m"].tolist(), strict=True)))
-    modes = list(dict.fromkeys(zip(columns["variant"].tolist(), columns["criterion"].tolist(), strict=True)))
-    groups: list[tuple[str, str | None, str | None]] = [(workload, None, None) for workload in workloads]
-    groups += [(ALL, None, None)]
+    settings = dict.fromkeys(zip(columns["variant"].tolist(), columns["criterion"].tolist(), strict=True))
+    modes = list(dict.fromkeys(columns["mode"].tolist()))
+    groups: list[tuple[str, str | None, str | None, str | None]] = [
+        (workload, None, None, None) for workload in [*workloads, ALL]
+    ]
     if len(modes) > 1:
-        groups += [(ALL, variant, criterion) for variant, criterion in modes]
+        groups += [(workload, mode, None, None) for mode in modes for workload in [*workloads, ALL]]
+    if len(settings) > 1:
+        groups += [(ALL, None, variant, criterion) for variant, criterion in settings]
+    fields = ("workload", "mode", "variant", "criterion")
     at = {
         name: {value: columns[name] == value for value in dict.fromkeys(columns[name].tolist())}
-        for name in ("workload", "predictor", "variant", "criterion")
+        for name in (*fields, "predictor")
     }
     for n, m in sizes:
         of_size = (columns["n"] == n) & (columns["m"] == m)
-        for workload, variant, criterion in groups:
+        for group in groups:
             here = of_size.copy()
-            for name, value in (("workload", workload), ("variant", variant), ("criterion", criterion)):
+            for name, value in zip(fields, group, strict=True):
                 if value is not None and value != ALL:
                     here &= at[name][value]
             for predictor in predictors:
@@ -163,16 +168,14 @@ def summarise_suite(columns: Columns, choice: Choice | None = None) -> list[dict
                     continue
                 counted = rows & count
                 entry = {
-                    "workload": workload,
+                    **dict(zip(fields, group, strict=True)),
                     "n": n,
                     "m": m,
-                    "variant": variant,
-                    "criterion": criterion,
                     "predictor": predictor,
                     **_figures(columns, counted, error),
                     "calibration_seconds": _finite(float(np.median(columns["calibration_seconds"][rows]))),
                 }
-                if workload == ALL:
+                if group[0] == ALL:
                     entry["chosen"] = choice is not None and predictor == choice.chosen
                     entry["held_out_error"] = None if choice is None else choice.errors.get(predictor)
                 entries.append(entry)
@@ -223,11 +226,7 @@ def goals_of(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     goals = []
     for entry in summary:
-        if (
-            entry["workload"] != ALL
-            or entry["variant"] is not None
-            or (entry["n"], entry["m"]) not in GOAL_SPLITS
-        ):
+        if entry["workload"] != ALL or not _whole(entry) or (entry["n"], entry["m"]) not in GOAL_SPLITS:
             continue
         common = {name: entry[name] for name in ("predictor", "chosen", "n", "m", "rows")}
         for goal in GOALS:
@@ -277,11 +276,7 @@ def describe(
     words += [_met(goal) for goal in judged if goal["met"]]
     if chosen is not None and not judged:
         words.append("The goals are about 16 → 16 and 16 → 64, which this suite does not hold.")
-    refusals = [
-        entry
-        for entry in summary
-        if entry["workload"] == ALL and entry["variant"] is None and entry["refused"]
-    ]
+    refusals = [entry for entry in summary if entry["workload"] == ALL and _whole(entry) and entry["refused"]]
     words += [
         f"{entry['predictor']} predicted nothing in {entry['refused']} of {entry['rows']} rows at "
         f"{entry['n']} → {entry['m']}."
@@ -303,16 +298,19 @@ def _coverage(
     spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     sizes = ", ".join(f"{n} → {m}" for n, m in sorted({size[:2] for item in work for size in item.sizes}))
     pairs = {
-        (source, item.capture.manifest.workload)
+        (size.source, item.capture.manifest.workload)
         for item in work
-        for _, _, source in item.sizes
-        if source != item.capture.manifest.workload
+        for size in item.sizes
+        if size.source != item.capture.manifest.workload
     }
+    across = {"bff": "requests", "cff": f"chunks of {suite.chunk_blocks} blocks"}
+    modes = dict.fromkeys(size.mode for item in work for size in item.sizes)
     other = sum(check["kept"] != check["kept_looked_up"] for check in checks)
     text = (
         f"Covered: {manifest.model}, {len(layers)} workloads, {spread} of {manifest.model_layers} layers, "
         f"splits {sizes} with {len(suite.seeds)} seeds, thresholds {min(suite.thresholds):g} to "
-        f"{max(suite.thresholds):g}, {' and '.join(suite.variants)}, by {' and '.join(suite.criteria)}; "
+        f"{max(suite.thresholds):g}, {' and '.join(suite.variants)} across "
+        f"{' and across '.join(across[mode] for mode in modes)}, by {' and '.join(suite.criteria)}; "
         f"{finished} of {cells} cells are finished."
     )
     if pairs:
@@ -320,6 +318,11 @@ def _coverage(
     if checks:
         text += f" {len(checks)} fusions were repeated without looked-up scores: {other} kept other counts."
     return text
+
+
+def _whole(entry: dict[str, Any]) -> bool:
+    """Whether an entry is about every mode, variant and criterion."""
+    return all(entry.get(name) is None for name in ("mode", "variant", "criterion"))
 
 
 def _figures(columns: Columns, counted: BoolArray, error: FloatArray) -> dict[str, Any]:
@@ -376,6 +379,7 @@ def _missed(goal: dict[str, Any], summary: Sequence[dict[str, Any]]) -> str:
         entry
         for entry in summary
         if entry["workload"] != ALL
+        and _whole(entry)
         and (entry["predictor"], entry["n"], entry["m"]) == (goal["predictor"], goal["n"], goal["m"])
         and entry[field] is not None
     ]

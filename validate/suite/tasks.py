@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ratedist.errors import InputError
+from ratedist.kernels.fusion.options import MODES
 from ratedist.predictors import CRITERIA, PREDICTORS
 from ratedist.validate.compare import THRESHOLDS, Plan
 from ratedist.validate.quality.methods import BASELINES, Method, fusion_methods
 
 __all__ = [
     "ALL",
+    "CHUNK_BLOCKS",
     "PARTS",
     "SUITES",
+    "CellSize",
     "QualityTask",
     "Suite",
     "Task",
@@ -33,6 +36,9 @@ fusion, beside its rivals at equal bytes, does to the model's output."""
 ALL = "all"
 """Stands for every workload in a task, and for every fused layer."""
 
+CHUNK_BLOCKS = 4
+"""Blocks per chunk by default, where requests are fused with themselves."""
+
 _EXAMPLE = '{"name": "mine", "tasks": [{"workloads": ["documents"], "splits": [[16, 16]], "layers": [12]}]}'
 
 
@@ -47,12 +53,14 @@ class Task:
             layers are all but the model's first and last two.
         calibrate_on: workloads whose requests calibrate, ``("all",)`` for every one; each workload's own
             where empty.
+        mode: ``"bff"``, blocks are shared across requests, or ``"cff"``, across the chunks of each.
     """
 
     workloads: tuple[str, ...]
     splits: tuple[tuple[int, int], ...]
     layers: tuple[int, ...] | int | str = ALL
     calibrate_on: tuple[str, ...] = ()
+    mode: str = "bff"
 
     def sources(self, workload: str, known: Sequence[str]) -> tuple[str, ...]:
         """Workloads, of those known, that calibrate for ``workload``; none where the task leaves it out."""
@@ -66,6 +74,8 @@ class Task:
         for name, value in (("workloads", self.workloads), ("splits", self.splits)):
             if not value:
                 raise InputError(f"tasks.{name}", list(value), "must name at least one")
+        if self.mode not in MODES:
+            raise InputError("tasks.mode", self.mode, f"unknown; choose one of {', '.join(MODES)}")
         for n, m in self.splits:
             if n < 2 or m < 2:
                 raise InputError(
@@ -79,6 +89,15 @@ class Task:
             raise InputError("tasks.layers", self.layers, "must be at least 1")
         if isinstance(self.layers, tuple) and (not self.layers or min(self.layers) < 0):
             raise InputError("tasks.layers", list(self.layers), "must name layers from 0 on")
+
+
+class CellSize(NamedTuple):
+    """What is compared: ``n`` requests of workload ``source`` calibrate, ``m`` others are fused in a mode."""
+
+    n: int
+    m: int
+    source: str
+    mode: str = "bff"
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,7 @@ class Suite:
         quality: what is done to the model's output is measured too, where there is this.
         noise_draws: pairs of drawings of 64 requests that their noise is estimated from; more of fewer
             requests and fewer of more, see ``noise_pairs``.
+        chunk_blocks: blocks per chunk in tasks with mode ``"cff"``.
     """
 
     name: str
@@ -151,6 +171,7 @@ class Suite:
     capture_seed: int = 0
     noise_draws: int = 4
     quality: QualityTask | None = None
+    chunk_blocks: int = CHUNK_BLOCKS
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -159,7 +180,7 @@ class Suite:
             raise InputError("seeds", [], "must name at least one")
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError("seeds", list(self.seeds), "names one twice; name each once")
-        for name, least in (("tokens", 1), ("noise_draws", 1), ("capture_seed", 0)):
+        for name, least in (("tokens", 1), ("noise_draws", 1), ("capture_seed", 0), ("chunk_blocks", 1)):
             if getattr(self, name) < least:
                 raise InputError(name, getattr(self, name), f"must be at least {least}")
         if not self.predictors:
@@ -233,8 +254,8 @@ class Suite:
 
     def cells(
         self, workload: str, known: Sequence[str], fused: Sequence[int], captured: Sequence[int]
-    ) -> dict[int, list[tuple[int, int, str]]]:
-        """Splits of one workload by layer, ascending: n, m, and the workload that calibrates.
+    ) -> dict[int, list[CellSize]]:
+        """What is compared of one workload by layer, ascending.
 
         Args:
             workload: its name.
@@ -244,7 +265,7 @@ class Suite:
 
         Raises InputError for a layer that was not captured.
         """
-        found: dict[int, set[tuple[int, int, str]]] = {}
+        found: dict[int, set[CellSize]] = {}
         for task in self.tasks:
             sources = task.sources(workload, known)
             for layer in _layers(task.layers, fused) if sources else ():
@@ -255,7 +276,7 @@ class Suite:
                         f"is not in the capture of {workload!r}; it holds {list(captured)}",
                     )
                 found.setdefault(layer, set()).update(
-                    (n, m, source) for n, m in task.splits for source in sources
+                    CellSize(n, m, source, task.mode) for n, m in task.splits for source in sources
                 )
         return {layer: sorted(found[layer]) for layer in sorted(found)}
 
@@ -279,7 +300,7 @@ def standard_suite() -> Suite:
     """Prediction against measurement on every workload: with the embedded model 45 minutes on two cores.
 
     16 → 16 and 16 → 64 on every workload, in layers spread over the depth; in every fused layer of two
-    workloads; and 16 → 256 on two workloads.
+    workloads; 16 → 256 on two workloads; and fusion across the chunks of each request on every workload.
     """
     small = ((16, 16), (16, 64))
     return Suite(
@@ -288,6 +309,7 @@ def standard_suite() -> Suite:
             Task((ALL,), small, 6),
             Task(("documents", "templates"), small, ALL),
             Task(("documents", "unrelated"), ((16, 256),), 3),
+            Task((ALL,), small, 6, mode="cff"),
         ),
     )
 
@@ -348,7 +370,7 @@ def suite_from_json(data: Any, default_name: str = "suite") -> Suite:
     for name in ("name", "scale", "model"):
         if values.get(name) is not None:
             _expect(name, values[name], str, "text")
-    for name in ("tokens", "capture_seed", "noise_draws"):
+    for name in ("tokens", "capture_seed", "noise_draws", "chunk_blocks"):
         if name in values:
             _expect(name, values[name], int, "a whole number")
     for name, kind, what in (
@@ -385,11 +407,14 @@ def _task(data: Any) -> Task:
         raise InputError("tasks.layers", layers, 'must be "all", a number of layers, or a list')
     sources = data.get("calibrate_on", [])
     sources = [sources] if isinstance(sources, str) else sources
+    mode = data.get("mode", "bff")
+    _expect("tasks.mode", mode, str, "text")
     return Task(
         _list("tasks.workloads", workloads, str, "names"),
         tuple((n, m) for n, m in splits),
         layers,
         _list("tasks.calibrate_on", sources, str, "names"),
+        mode,
     )
 
 
