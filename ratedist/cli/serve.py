@@ -38,7 +38,10 @@ def serve(
     scale: Annotated[str, typer.Option(help="own-norm, raw or projection.")] = "own-norm",
     max_batch: Annotated[int, typer.Option(help="Requests that run at a time.")] = 32,
     step_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 256,
-    repeats: Annotated[int, typer.Option(help="Runs of every cell.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds over all cells.")] = 1,
+    transformers: Annotated[
+        bool, typer.Option(help="Serve with transformers' continuous batching too, which cannot fuse.")
+    ] = False,
     seed: Seed = 0,
     out: Out = None,
     force: Force = False,
@@ -99,6 +102,7 @@ def serve(
             max_batch=max_batch,
             step_tokens=step_tokens,
             repeats=repeats,
+            transformers=transformers,
             seed=seed,
             progress=lambda what, done, total: status.update(f"{what}: {done} of {total} tokens"),
         )
@@ -128,10 +132,10 @@ def serve(
             "no limit" if share is None else f"{share:.2f} ({row['pool_blocks']})",
             row["mode"],
             f"{row['tokens_per_second']:.1f}",
-            f"{row['tokens_per_second_predicted']:.1f}",
-            f"{row['mean_running']:.1f}",
+            _number(row["tokens_per_second_predicted"], ".1f"),
+            _number(row["mean_running"], ".1f"),
             f"{row['time_to_first_token_mean']:.1f} s",
-            str(row["preemptions"]),
+            _number(row["preemptions"], "d"),
             f"{row['same_tokens']:.0%}",
         )
     output = Console(width=110)
@@ -141,7 +145,12 @@ def serve(
         verdict = "fusion pays" if gain > 1.02 else "fusion does not pay" if gain < 0.98 else "no difference"
         output.print(
             f"pool {entry['pool_share']:.2f}: {gain:.2f} times the tokens per second "
-            f"(predicted {entry['gain_predicted']:.2f}): {verdict}"
+            f"(predicted {entry['gain_predicted']:.2f}): {verdict}; with no limit on the pool it would be "
+            f"{entry['ceiling']:.2f} without fusion"
         )
     if out is not None:
         console.print(f"wrote {out}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

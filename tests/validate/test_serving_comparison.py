@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,10 +13,11 @@ from tiny_models import save_tiny_model
 
 from ratedist.errors import InputError
 from ratedist.validate.models import LoadedModel, load_model
-from ratedist.validate.serving.comparison import FUSED, MODES, UNFUSED, compare_serving
+from ratedist.validate.serving.comparison import FUSED, MODES, TRANSFORMERS, UNFUSED, compare_serving
 from ratedist.validate.serving.engine import EngineOptions, profile_prompts
 from ratedist.validate.serving.packed import PackedModel
 from ratedist.validate.serving.trace import Request
+from ratedist.validate.serving.transformers_batching import run_transformers
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,15 @@ def test_the_record_says_what_happened(loaded: LoadedModel) -> None:
         command=["x"],
     )
     assert record.schema == "ratedist/serve/1"
-    first, *rows = record.rows
-    assert (first["mode"], first["pool_share"], first["same_tokens"]) == (UNFUSED, None, 1.0)
+    free = [row for row in record.rows if row["pool_share"] is None]
+    rows = [row for row in record.rows if row["pool_share"] is not None]
+    assert [(row["mode"], row["repeat"], row["same_tokens"]) for row in free] == [
+        (UNFUSED, 0, 1.0),
+        (UNFUSED, 1, 1.0),
+    ]
+    first = free[0]
     assert [(row["pool_share"], row["repeat"], row["mode"]) for row in rows] == [
-        (share, repeat, mode) for share in (0.5, 1.0) for repeat in (0, 1) for mode in MODES
+        (share, repeat, mode) for repeat in (0, 1) for share in (0.5, 1.0) for mode in MODES
     ]
     needed = record.provenance["needed_blocks"]
     assert needed == first["peak_blocks"] == first["pool_blocks"]
@@ -80,10 +87,58 @@ def test_the_record_says_what_happened(loaded: LoadedModel) -> None:
         assert entry["gain"] == pytest.approx(sum(gains) / 2)
         assert (entry["gain_low"], entry["gain_high"]) == (min(gains), max(gains))
         assert entry["prediction_error_fused"] == pytest.approx(
-            rows[-1 if share == 1.0 else 3]["tokens_per_second_predicted"] / (sum(rate[FUSED]) / 2) - 1
+            rows[-1 if share == 1.0 else 1]["tokens_per_second_predicted"] / (sum(rate[FUSED]) / 2) - 1
         )
+        most = sum(row["tokens_per_second"] for row in free) / 2
+        assert entry["ceiling"] == pytest.approx(most / (sum(rate[UNFUSED]) / 2))
+        assert entry["ceiling_predicted"] == pytest.approx(
+            first["tokens_per_second_predicted"]
+            / rows[0 if share == 0.5 else 2]["tokens_per_second_predicted"]
+        )
+        assert entry["tokens_per_second_transformers"] is None
     assert {"profile", "without a limit", f"pool 0.50, {FUSED}"} <= set(seen)
     assert record.to_json()
+
+
+def test_transformers_serves_the_same_tokens(loaded: LoadedModel) -> None:
+    """Its continuous batching, from the same pools, decodes what the engine decodes without fusion."""
+    before = loaded.model.config._attn_implementation
+    record = compare_serving(
+        loaded,
+        "made",
+        requests(2, seed=1),
+        requests(4),
+        fused_layers=(1,),
+        threshold=0.0,
+        pools=(0.5,),
+        step_tokens=32,
+        max_batch=4,
+        block_size=16,
+        transformers=True,
+    )
+    assert loaded.model.config._attn_implementation == before
+    rows = [row for row in record.rows if row["mode"] == TRANSFORMERS]
+    assert [row["pool_share"] for row in rows] == [None, 0.5]
+    for row in rows:
+        assert (row["generated_tokens"], row["same_tokens"]) == (16, 1.0)
+        assert row["time_to_first_token_mean"] < row["seconds"]
+        assert row["tokens_per_second"] == pytest.approx(16 / row["seconds"])
+        assert row.keys() == record.rows[0].keys()
+    (entry,) = record.summary
+    assert entry["tokens_per_second_transformers"] == pytest.approx(rows[1]["tokens_per_second"])
+    assert record.to_json()
+
+
+def test_transformers_refusals(loaded: LoadedModel) -> None:
+    apart = [replace(request, domain=n) for n, request in enumerate(requests(2))]
+    with pytest.raises(
+        InputError, match=r"trace = 'several domains': transformers shares prefixes across all"
+    ):
+        run_transformers(loaded, apart, EngineOptions(1000))
+    with pytest.raises(InputError, match="pool_blocks = 2: must be at least one in each of 3 layers"):
+        run_transformers(loaded, requests(2), EngineOptions(2))
+    with pytest.raises(InputError, match="holds no request"):
+        run_transformers(loaded, [], EngineOptions(1000))
 
 
 def test_resident_prompts_are_counted_one_by_one(loaded: LoadedModel) -> None:

@@ -21,13 +21,17 @@ from ratedist.validate.models import LoadedModel
 from ratedist.validate.serving.engine import EngineOptions, ServingRun, profile_prompts, run_engine
 from ratedist.validate.serving.packed import PackedModel
 from ratedist.validate.serving.trace import Request
+from ratedist.validate.serving.transformers_batching import TransformersRun, run_transformers
 
-__all__ = ["FUSED", "MODES", "SCHEMA", "UNFUSED", "compare_serving"]
+__all__ = ["FUSED", "MODES", "SCHEMA", "TRANSFORMERS", "UNFUSED", "compare_serving"]
 
 SCHEMA = "ratedist/serve/1"
 UNFUSED, FUSED = "prefix sharing", "prefix sharing and fusion"
 MODES = (UNFUSED, FUSED)
 """Exact prefix sharing is on in both."""
+
+TRANSFORMERS = "transformers"
+"""transformers' continuous batching, with prefix sharing: the unfused reference."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is under way, its generated tokens so far and in total."""
@@ -56,11 +60,12 @@ def compare_serving(
     step_tokens: int = 256,
     block_size: int = 16,
     repeats: int = 1,
+    transformers: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     command: list[str] | None = None,
 ) -> Record:
-    """Serve ``trace`` at every pool size in both modes, in turn.
+    """Serve ``trace`` without a limit and at every pool size in both modes, in turn.
 
     Args:
         loaded: the model.
@@ -71,14 +76,17 @@ def compare_serving(
         threshold, criterion, scale: of fusion, see ``ratedist.kernels.fusion.fuse.fuse``.
         pools: pool sizes as shares of what the trace takes at most, unfused, with shared prefixes, unlimited.
         max_batch, step_tokens, block_size: see ``EngineOptions``.
-        repeats: runs of every cell; each is a row.
+        repeats: rounds over all cells; each run is a row.
+        transformers: serve the trace with transformers' continuous batching in every cell too.
         seed: for the record.
         progress: called as tokens are generated.
         command: for the record; this process's own where None.
 
     Returns:
         Rows by pool, mode and repeat with throughput, times to first token and between tokens (seconds),
-        waiting, batch, blocks, compression and predictions; a summary per pool with the gain of fusion.
+        waiting, batch, blocks, compression and predictions; a summary per pool with the gain of fusion and
+        its ceiling: what the engine without fusion gains if nothing limits the pool. Saved blocks buy no
+        more, because they save no computing.
 
     Raises:
         InputError: an empty profile or trace, pool shares that are not positive, or a pool that is too small
@@ -111,38 +119,43 @@ def compare_serving(
     def told(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else (lambda done, total: progress(what, done, total))
 
-    with PackedModel(loaded.model) as packed:
+    packed = PackedModel(loaded.model)
 
-        def run(options: EngineOptions, requests: Sequence[Request], what: str) -> ServingRun:
+    def run(options: EngineOptions, requests: Sequence[Request], what: str) -> ServingRun:
+        with packed:
             return run_engine(packed, requests, options, max_tokens=loaded.max_tokens, progress=told(what))
 
-        calibration = run(unlimited, profile, "profile")
-        profiles = {}
-        for mode in MODES:
-            options = replace(unlimited, fused_layers=layers_of[mode])
+    calibration = run(unlimited, profile, "profile")
+    profiles = {}
+    for mode in MODES:
+        options = replace(unlimited, fused_layers=layers_of[mode])
+        with packed:
             blocks, settle = profile_prompts(packed, profile, options)
-            profiles[mode] = _Profile(
-                cost=fit_step_cost(*_passes([calibration])),
-                prompt_blocks=PromptBlocks(np.array(blocks, dtype=np.float64)),
-                shared_prefix=round(float(np.median([one.prefix_tokens for one in calibration.served[1:]]))),
-                settle_seconds=settle,
-            )
-        reference = run(unlimited, trace, "without a limit")
-        needed = max(step.blocks for step in reference.steps)
-        rows = [_row(reference, reference, workload, UNFUSED, None, needed, profiles[UNFUSED], loaded, trace)]
-        for share in pools:
-            for repeat in range(repeats):
-                for mode in MODES:
-                    options = replace(
-                        unlimited,
-                        pool_blocks=max(1, math.floor(share * needed)),
-                        fused_layers=layers_of[mode],
-                    )
-                    served = run(options, trace, f"pool {share:.2f}, {mode}")
-                    row = _row(
-                        served, reference, workload, mode, share, needed, profiles[mode], loaded, trace
-                    )
-                    rows.append(row | {"repeat": repeat})
+        profiles[mode] = _Profile(
+            cost=fit_step_cost(*_passes([calibration])),
+            prompt_blocks=PromptBlocks(np.array(blocks, dtype=np.float64)),
+            shared_prefix=round(float(np.median([one.prefix_tokens for one in calibration.served[1:]]))),
+            settle_seconds=settle,
+        )
+    reference = run(unlimited, trace, "without a limit")
+    needed = max(step.blocks for step in reference.steps)
+    limits = [(None, everything), *((share, max(1, math.floor(share * needed))) for share in pools)]
+    rows = []
+    for repeat in range(repeats):
+        for share, blocks in limits:
+            for mode in (UNFUSED,) if share is None else MODES:
+                options = replace(unlimited, pool_blocks=blocks, fused_layers=layers_of[mode])
+                served = (
+                    reference
+                    if share is None and repeat == 0
+                    else run(options, trace, f"pool {share or 1:.2f}, {mode}")
+                )
+                row = _row(served, reference, workload, mode, share, needed, profiles[mode], loaded, trace)
+                rows.append(row | {"repeat": repeat})
+            if transformers:
+                other = run_transformers(loaded, trace, replace(unlimited, pool_blocks=blocks))
+                row = _transformers_row(other, reference, workload, share, trace)
+                rows.append(row | {"repeat": repeat})
     block_bytes = 2 * block_size * loaded.kv_heads * loaded.head_dim * loaded.model.dtype.itemsize
     return Record(
         schema=SCHEMA,
@@ -186,12 +199,7 @@ def _row(
     trace: Sequence[Request],
 ) -> dict[str, Any]:
     predicted = _predict(run.options, profile, loaded.layers, trace)
-    first = np.array([one.token_times[0] - one.arrival for one in run.served])
-    gaps = np.concatenate([np.diff(one.token_times) for one in run.served])
-    same = [
-        sum(a == b for a, b in zip(one.tokens, other.tokens, strict=True)) / len(other.tokens)
-        for one, other in zip(run.served, reference.served, strict=True)
-    ]
+    first = [one.token_times[0] - one.arrival for one in run.served]
     fused = run.candidates > 0
     return {
         "workload": workload,
@@ -209,17 +217,62 @@ def _row(
         "max_running": max(step.running for step in run.steps),
         "passes": len(run.steps),
         "computed_tokens": sum(step.new_tokens for step in run.steps),
-        "time_to_first_token_mean": float(first.mean()),
-        "time_to_first_token_p99": float(np.quantile(first, 0.99)),
-        "time_between_tokens_mean": float(gaps.mean()) if len(gaps) else None,
-        "time_between_tokens_p99": float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+        **_latency(first, [one.token_times for one in run.served]),
         "waiting_mean": float(np.mean([one.admitted - one.arrival for one in run.served])),
         "preemptions": sum(one.preemptions for one in run.served),
         "peak_blocks": max(step.blocks for step in run.steps),
         "fusion_seconds": sum(step.fusion_seconds for step in run.steps),
         "compression": run.candidates / run.kept if fused else None,
-        "same_tokens": float(np.mean(same)),
+        "same_tokens": _same([one.tokens for one in run.served], reference),
     }
+
+
+def _transformers_row(
+    run: TransformersRun,
+    reference: ServingRun,
+    workload: str,
+    share: float | None,
+    trace: Sequence[Request],
+) -> dict[str, Any]:
+    """The same fields; what transformers does not tell is None."""
+    first = [times[0] - request.arrival for times, request in zip(run.token_times, trace, strict=True)]
+    unknown = (
+        "tokens_per_second_predicted mean_running mean_running_predicted max_running passes computed_tokens "
+        "waiting_mean preemptions peak_blocks fusion_seconds compression"
+    )
+    return {
+        **dict.fromkeys(unknown.split()),
+        "workload": workload,
+        "mode": TRANSFORMERS,
+        "pool_share": share,
+        "pool_blocks": run.blocks,
+        "requests": len(trace),
+        "generated_tokens": run.generated,
+        "seconds": run.seconds,
+        "tokens_per_second": run.generated / run.seconds,
+        **_latency(first, run.token_times),
+        "same_tokens": _same(run.tokens, reference),
+    }
+
+
+def _latency(first: Sequence[float], token_times: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Seconds to the first token and between tokens, mean and 99 % quantile."""
+    gaps = np.concatenate([np.diff(times) for times in token_times])
+    return {
+        "time_to_first_token_mean": float(np.mean(first)),
+        "time_to_first_token_p99": float(np.quantile(first, 0.99)),
+        "time_between_tokens_mean": float(gaps.mean()) if len(gaps) else None,
+        "time_between_tokens_p99": float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+    }
+
+
+def _same(tokens: Sequence[Sequence[int]], reference: ServingRun) -> float:
+    """Mean over requests of the share of tokens that are those of another run, place by place."""
+    shares = [
+        sum(a == b for a, b in zip(one, other.tokens, strict=True)) / len(other.tokens)
+        for one, other in zip(tokens, reference.served, strict=True)
+    ]
+    return float(np.mean(shares))
 
 
 def _predict(options: EngineOptions, profile: _Profile, layers: int, trace: Sequence[Request]) -> Capacity:
@@ -255,8 +308,10 @@ def _passes(runs: Iterable[ServingRun]) -> tuple[list[float], list[int], list[in
 
 
 def _summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per pool: tokens per second in both modes (mean over repeats), their ratio, and the model's errors."""
+    """Per pool: tokens per second (mean over repeats), gain of fusion, its ceiling, the model's errors."""
     summary = []
+    unlimited = [row for row in rows if row["pool_share"] is None and row["mode"] == UNFUSED]
+    most = float(np.mean([row["tokens_per_second"] for row in unlimited]))
     for share in dict.fromkeys(row["pool_share"] for row in rows if row["pool_share"] is not None):
         cells = {
             mode: [row for row in rows if row["pool_share"] == share and row["mode"] == mode]
@@ -265,16 +320,26 @@ def _summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rate = {mode: np.array([row["tokens_per_second"] for row in cells[mode]]) for mode in MODES}
         predicted = {mode: cells[mode][0]["tokens_per_second_predicted"] for mode in MODES}
         gains = rate[FUSED] / rate[UNFUSED]
+        other = [
+            row["tokens_per_second"]
+            for row in rows
+            if row["pool_share"] == share and row["mode"] == TRANSFORMERS
+        ]
+        compression = [row["compression"] for row in cells[FUSED] if row["compression"] is not None]
         summary.append(
             {
                 "workload": rows[0]["workload"],
                 "pool_share": share,
                 "tokens_per_second_unfused": float(rate[UNFUSED].mean()),
                 "tokens_per_second_fused": float(rate[FUSED].mean()),
+                "tokens_per_second_transformers": float(np.mean(other)) if other else None,
+                "compression": float(np.mean(compression)) if compression else None,
                 "gain": float(gains.mean()),
                 "gain_low": float(gains.min()),
                 "gain_high": float(gains.max()),
                 "gain_predicted": predicted[FUSED] / predicted[UNFUSED],
+                "ceiling": most / float(rate[UNFUSED].mean()),
+                "ceiling_predicted": unlimited[0]["tokens_per_second_predicted"] / predicted[UNFUSED],
                 "prediction_error_unfused": float(predicted[UNFUSED] / rate[UNFUSED].mean() - 1),
                 "prediction_error_fused": float(predicted[FUSED] / rate[FUSED].mean() - 1),
                 "same_tokens_fused": float(np.mean([row["same_tokens"] for row in cells[FUSED]])),
