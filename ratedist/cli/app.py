@@ -24,6 +24,7 @@ from ratedist.cli import (
     report,
     serve,
     simulate,
+    train,
     validate,
 )
 from ratedist.cli.variadic import ManyValuesCommand
@@ -65,6 +66,7 @@ app.command("capacity")(capacity.capacity)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
 app.command("adapt", cls=ManyValuesCommand)(adapt.adapt)
+app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("serve", cls=ManyValuesCommand)(serve.serve)
 app.add_typer(bench.app)

@@ -1,0 +1,1 @@
+"""Training small models from random weights, so that other architectures can be captured anywhere."""
