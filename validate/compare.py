@@ -32,6 +32,7 @@ __all__ = [
     "check_captures",
     "compare",
     "compare_layer",
+    "count_exceedances",
     "default_layers",
     "split_requests",
 ]
@@ -236,7 +237,8 @@ def compare(
 class LayerCell:
     """One layer under one variant and criterion: measurements by threshold, predictions by predictor.
 
-    ``held_out`` are the predictors' errors within the calibration requests, where they were asked for.
+    ``exceedances`` are the pairs of calibration blocks whose score is above each threshold, byte-equal ones
+    included; ``held_out`` the predictors' errors within the calibration requests, where they were asked for.
     """
 
     layer: int
@@ -244,6 +246,7 @@ class LayerCell:
     criterion: str
     measured: list[Measurement]
     predicted: dict[str, Prediction]
+    exceedances: list[int]
     held_out: dict[str, FloatArray] = field(default_factory=dict)
 
 
@@ -318,6 +321,7 @@ def compare_layer(
     """
     cells = []
     for criterion in plan.criteria:
+        exceedances = count_exceedances(sample, plan.thresholds, criterion)
         fitted = {
             name: predictor_class(name)(sample, criterion=criterion, scale=plan.scale)
             for name in plan.predictors
@@ -332,8 +336,19 @@ def compare_layer(
                 )
                 for name, predictor in fitted.items()
             }
-            cells.append(LayerCell(layer, variant, criterion, measured(variant, criterion), predicted))
+            cells.append(
+                LayerCell(layer, variant, criterion, measured(variant, criterion), predicted, exceedances)
+            )
     return cells
+
+
+def count_exceedances(sample: PairSample, thresholds: Sequence[float], criterion: str) -> list[int]:
+    """Pairs of blocks that may share and score above each threshold, each pair once.
+
+    Where there are none, a prediction of fusion rests on nothing that was seen to fuse.
+    """
+    above = np.sort(sample.scores(criterion)[np.triu(sample.comparable)])
+    return (above.size - np.searchsorted(above, np.asarray(thresholds), side="right")).tolist()
 
 
 def cell_rows(
@@ -381,6 +396,7 @@ def cell_rows(
                             "compression_predicted": float(prediction.compression[index]),
                             "compression_predicted_low": _at(prediction.compression_low, index),
                             "compression_predicted_high": _at(prediction.compression_high, index),
+                            "calibration_exceedances": cell.exceedances[index],
                             "k_error_measured": m.k_error,
                             "k_error_predicted": float(prediction.k_error[index]),
                             "v_error_measured": m.v_error,

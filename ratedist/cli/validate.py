@@ -271,6 +271,26 @@ def print_tables(record: Record) -> None:
         shown = ["–" if figure is None else f"{figure:.3f}" for figure in figures]
         table.add_row(entry["workload"], entry["predictor"], *shown, str(entry["rows"]))
     console.print(table)
+    for sentence in _unseen(record):
+        console.print(sentence, highlight=False)
+
+
+def _unseen(record: Record) -> list[str]:
+    """Where no pair of calibration blocks exceeded the threshold, and what to do about it."""
+    layers: dict[tuple[str, str, float], set[int]] = {}
+    for row in record.rows:
+        if row["calibration_exceedances"] == 0:
+            place = (row["workload"], row["criterion"], row["threshold"])
+            layers.setdefault(place, set()).add(row["layer"])
+    lowest: dict[tuple[str, str], tuple[float, int]] = {}
+    for (workload, criterion, threshold), found in sorted(layers.items()):
+        lowest.setdefault((workload, criterion), (threshold, len(found)))
+    return [
+        f"{workload}, criterion {criterion}: from τ = {threshold:g} on, in {count} layers or more, no pair "
+        "of calibration blocks exceeds the threshold, so predictions there rest on what lies below; calibrate "
+        "on more requests, or take lower thresholds."
+        for (workload, criterion), (threshold, count) in lowest.items()
+    ]
 
 
 def _measured_then_predicted(cells: list[dict[str, float]], field: str) -> list[float]:

@@ -14,7 +14,15 @@ from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.predictors import PairSample, predictor_class
 from ratedist.validate.calibrate import pair_sample
-from ratedist.validate.compare import SCHEMA, THRESHOLDS, Plan, compare, default_layers, split_requests
+from ratedist.validate.compare import (
+    SCHEMA,
+    THRESHOLDS,
+    Plan,
+    compare,
+    count_exceedances,
+    default_layers,
+    split_requests,
+)
 from ratedist.validate.measure import measure, runtime_for
 from ratedist.validate.summary import summarise
 
@@ -22,7 +30,7 @@ ROW_FIELDS = [
     *("model", "workload", "layer", "mode", "variant", "criterion", "threshold", "predictor"),
     *("backend", "device", "interpreted", "requests", "blocks", "kept_measured", "kept_predicted"),
     *("compression_measured", "compression_predicted", "k_error_measured", "k_error_predicted"),
-    *("v_error_measured", "v_error_predicted"),
+    *("v_error_measured", "v_error_predicted", "calibration_exceedances"),
 ]
 
 
@@ -54,6 +62,23 @@ def test_sample_is_that_of_the_blocks(make_capture) -> None:
     np.testing.assert_array_equal(sample.position, expected.position)
     np.testing.assert_array_equal(sample.exact, expected.exact)
     assert sample.exact[sample.comparable].any()
+
+
+@pytest.mark.parametrize("criterion", ["keys", "both"])
+def test_exceedances_are_pairs_that_may_share_above_the_threshold(make_capture, criterion: str) -> None:
+    sample = pair_sample(make_capture(lengths=(64, 40, 50, 33), domains=(0, 0, 1, 0)).layer(2))
+    score, thresholds = sample.scores(criterion), (-1.0, 0.2, 0.6, 0.95, 1.0)
+    size = len(sample.request)
+    pairs = [
+        score[i, j]
+        for i in range(size)
+        for j in range(i)
+        if sample.request[i] != sample.request[j] and sample.domain[i] == sample.domain[j]
+    ]
+    expected = [sum(s > threshold for s in pairs) for threshold in thresholds]
+    assert count_exceedances(sample, thresholds, criterion) == expected
+    assert len(set(expected)) > 3
+    assert expected[-1] == 0
 
 
 @pytest.mark.parametrize("variant", ["leader", "tree"])

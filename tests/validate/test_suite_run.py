@@ -15,6 +15,7 @@ from ratedist.kernels.fusion.fuse import fuse
 from ratedist.predictors import Predictor, held_out_errors, predictor_class
 from ratedist.suite_record import SuiteRecord, read_suite_record, write_suite_record
 from ratedist.validate.calibrate import pair_sample
+from ratedist.validate.compare import count_exceedances
 from ratedist.validate.suite.folder import CELLS, SETTINGS, CellKey, SuiteFolder
 from ratedist.validate.suite.noise import noise_floor
 from ratedist.validate.suite.protocol import (
@@ -100,6 +101,7 @@ def test_a_cell_holds_the_split_predicted_and_measured(captures) -> None:
     sample = pair_sample(capture.layer(2, split.calibration))
     held_out = capture.layer(2, split.held_out)
     for found in cells:
+        assert found.exceedances == count_exceedances(sample, suite.thresholds, found.criterion)
         for measured in found.measured:
             fusion = fuse(
                 held_out, threshold=measured.threshold, variant=found.variant, criterion=found.criterion
@@ -306,6 +308,26 @@ def test_captures_that_do_not_fit_are_refused(captures, make_capture, tmp_path: 
     alone = make_capture("alone", lengths=(64,) * 10, domains=tuple(range(10)))
     with pytest.raises(InputError, match="workload 'alone', layer 2, bff: calibration needs two requests"):
         run(suite, [alone], tmp_path)
+
+
+def test_thresholds_that_no_calibration_pair_exceeds_are_told(captures, tmp_path: Path) -> None:
+    record = run(small_suite(thresholds=(0.3, 0.6)), captures, tmp_path / "seen")
+    assert (record.columns["calibration_exceedances"] > 0).any()
+    assert not any("no pair of calibration blocks" in sentence for sentence in record.words)
+    folder = tmp_path / "unseen"
+    suite = small_suite(thresholds=(0.3, 0.6))
+    run(suite, captures, folder)
+    for path in (folder / CELLS).rglob("split-*.json"):
+        cell = json.loads(path.read_text())
+        for result in cell["results"]:
+            result["exceedances"][0] = 0
+        path.write_text(json.dumps(cell))
+    record = run(suite, captures, folder)
+    (sentence,) = [text for text in record.words if "no pair of calibration blocks" in text]
+    count, none = (record.columns[name] for name in ("counts", "calibration_exceedances"))
+    share = float(((none == 0) & (count > 0)).sum() / (count > 0).sum())
+    assert 0 < share < 1
+    assert f"In {share:.1%} of the rows" in sentence
 
 
 def test_predictions_are_transferred_from_one_workload_to_another(captures, tmp_path: Path) -> None:

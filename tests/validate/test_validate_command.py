@@ -85,6 +85,27 @@ def test_table_record_and_pictures(run, make_capture, tmp_path: Path) -> None:
     assert len(read_record(out / "validation.json", SCHEMA).rows) == 2 * 2 * 2
 
 
+def test_thresholds_beyond_the_calibration_are_named(run, make_capture, tmp_path: Path) -> None:
+    folder = make_capture("one", shared_tokens=0).folder
+    code, shown, err = run(
+        "validate",
+        "--capture",
+        folder,
+        "--threshold",
+        "0.1,1",
+        "--criterion",
+        "both",
+        "--layers",
+        "2-3",
+    )
+    assert code == 0, err
+    joined = " ".join(shown.split())
+    assert "one, criterion both: from τ = 1 on, in 2 layers or more, no pair of calibration" in joined
+    assert "calibrate on more requests, or take lower thresholds" in joined
+    _, shown, _ = run("validate", "--capture", folder, "--threshold", "0.1", "--layers", "2-3")
+    assert "no pair of calibration" not in " ".join(shown.split())
+
+
 def test_json_is_the_record_alone(run, make_capture) -> None:
     code, shown, _ = run(
         "validate", "--capture", make_capture().folder, "--threshold", "0.7,0.8", "--threshold", 0.9,

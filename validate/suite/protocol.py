@@ -25,7 +25,7 @@ from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.predictors import PairSample, Prediction, held_out_errors
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.captures.manifest import Manifest
-from ratedist.validate.compare import LayerCell, Plan, Split, compare_layer
+from ratedist.validate.compare import LayerCell, Plan, Split, compare_layer, count_exceedances
 from ratedist.validate.measure import Measurement
 from ratedist.validate.suite.noise import draw_exchange
 from ratedist.validate.suite.scored_layer import ScoredLayer, select_requests
@@ -150,6 +150,11 @@ def split_cell(
     choice_seconds = time.process_time() - start
     for criterion in plan.criteria:
         predicted: dict[str, dict[str, Json]] = {variant: {} for variant in plan.variants}
+        exceedances = (
+            [0] * len(plan.thresholds)
+            if sample is None
+            else count_exceedances(sample, plan.thresholds, criterion)
+        )
         for name in plan.predictors:
             start = time.process_time()
             found = (
@@ -168,6 +173,7 @@ def split_cell(
                 "criterion": criterion,
                 "measured": [asdict(measurement) for measurement in measured[variant, criterion]],
                 "predicted": predicted[variant],
+                "exceedances": exceedances,
                 "held_out": within.get((variant, criterion), {}),
             }
             for variant in plan.variants
@@ -284,7 +290,8 @@ def layer_cells(cell: Json, plan: Plan) -> tuple[list[LayerCell], dict[str, str]
                 predicted[name] = _nothing(measured)
             else:
                 predicted[name] = _read_prediction(values["prediction"])
-        cells.append(LayerCell(cell["layer"], result["variant"], result["criterion"], measured, predicted))
+        setting = (result["variant"], result["criterion"])
+        cells.append(LayerCell(cell["layer"], *setting, measured, predicted, result["exceedances"]))
     return cells, refused
 
 

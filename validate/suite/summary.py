@@ -103,7 +103,7 @@ def make_record(
                 "other_kept": sum(check["kept"] != check["kept_looked_up"] for check in checks),
             },
         ),
-        words=describe(summary, goals, chosen, coverage),
+        words=[*describe(summary, goals, chosen, coverage), *_unseen(columns)],
         goals=goals,
         summary=summary,
         columns=columns,
@@ -318,6 +318,18 @@ def _coverage(
     if checks:
         text += f" {len(checks)} fusions were repeated without looked-up scores: {other} kept other counts."
     return text
+
+
+def _unseen(columns: Columns) -> list[str]:
+    """In words, how often no pair of calibration blocks exceeded the threshold; nothing if never."""
+    none = (columns["calibration_exceedances"] == 0) & (columns["counts"] > 0)
+    if not none.any():
+        return []
+    cells = np.count_nonzero(columns["counts"])
+    return [
+        f"In {none.sum() / cells:.1%} of the rows that count no pair of calibration blocks exceeded the "
+        "threshold: predictions there rest on what lies below it. Calibrating on more requests would help."
+    ]
 
 
 def _whole(entry: dict[str, Any]) -> bool:
