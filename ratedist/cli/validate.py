@@ -287,8 +287,8 @@ def _unseen(record: Record) -> list[str]:
         lowest.setdefault((workload, criterion), (threshold, len(found)))
     return [
         f"{workload}, criterion {criterion}: from τ = {threshold:g} on, in {count} layers or more, no pair "
-        "of calibration blocks exceeds the threshold, so predictions there rest on what lies below; calibrate "
-        "on more requests, or take lower thresholds."
+        "of calibration blocks exceeds the threshold, so predictions there rest on what lies below; "
+        "calibrate on more requests, or take lower thresholds."
         for (workload, criterion), (threshold, count) in lowest.items()
     ]
 
