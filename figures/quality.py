@@ -1,4 +1,4 @@
-"""Rate against divergence: compression of the whole cache against next-token KL, fusion among its rivals.
+"""What compression of the whole cache costs, fusion among its rivals: in divergence or in distortion.
 
 Reads a quality record (schema ``ratedist/quality/1``) and computes nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ratedist.figures.style import axes_for, style
 from ratedist.figures.validation import _save
 from ratedist.records import Record
 
-__all__ = ["plot_rate_kl", "quality_figure", "save_quality_figure"]
+__all__ = ["COSTS", "plot_rate_cost", "quality_figure", "save_quality_figure"]
 
 PICTURE = "quality.png"
 
@@ -41,12 +42,32 @@ _RIVALS: tuple[tuple[str, _Belongs, str, str, str], ...] = (
     ("exact sharing × bits", lambda r: r["method"].startswith("exact+"), "#56B4E9", "v", "--"),
     ("eviction (H2O)", lambda r: r["method"].startswith("evict"), "#777777", "^", "-"),
 )
-_LOWEST = 1e-4
-"""KL below this is drawn at the lower edge: its logarithm says nothing any more."""
 
 
-def plot_rate_kl(rows: Sequence[Row], ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
-    """One workload: mean next-token KL against compression of the whole cache, both logarithmic.
+@dataclass(frozen=True)
+class _Cost:
+    """A field of the rows, its standard error, what the axis calls it, and where the axis begins.
+
+    Below ``lowest`` a logarithm says nothing any more: such points are drawn at the lower edge.
+    """
+
+    field: str
+    error: str | None
+    label: str
+    lowest: float
+
+
+COSTS = {
+    "kl": _Cost("kl_mean", "kl_mean_se", "mean next-token KL (nats)", 1e-4),
+    "attention": _Cost("attention_error", None, "relative error of the attention output", 1e-3),
+}
+"""What can be drawn against compression."""
+
+
+def plot_rate_cost(
+    rows: Sequence[Row], ax: Axes | None = None, cost: str = "kl"
+) -> tuple[Figure | SubFigure, Axes]:
+    """One workload: a cost against compression of the whole cache, both logarithmic.
 
     A line per scheme through its settings, from the least to the most compressed; exact sharing, which costs
     nothing, is the vertical line; 4 bits are ringed. Bars are one standard error over requests.
@@ -54,12 +75,16 @@ def plot_rate_kl(rows: Sequence[Row], ax: Axes | None = None) -> tuple[Figure | 
     Args:
         rows: of one workload.
         ax: where to draw; a new figure where None.
+        cost: a key of ``COSTS``.
 
-    Raises InputError where there is nothing to draw.
+    Raises InputError where there is nothing to draw, or for another cost.
     """
+    if cost not in COSTS:
+        raise InputError("cost", cost, f"unknown; choose one of {', '.join(COSTS)}")
     figure, ax = axes_for(ax)
     if not rows:
         raise InputError("rows", [], "must hold at least one row of a quality record")
+    shown = COSTS[cost]
     fusion = [row for row in rows if row["method"] == "fusion"]
     for variant, criterion in dict.fromkeys((row["variant"], row["criterion"]) for row in fusion):
         chosen = [row for row in fusion if (row["variant"], row["criterion"]) == (variant, criterion)]
@@ -67,14 +92,14 @@ def plot_rate_kl(rows: Sequence[Row], ax: Axes | None = None) -> tuple[Figure | 
         # Other variants stand beside the leader in the criterion's colour, hollow.
         face = colour if variant == "leader" else "white"
         line = _VARIANTS.get(variant, "--")
-        _line(ax, chosen, f"fusion by {name}, {variant}", colour, marker, line, face=face)
+        _line(ax, chosen, shown, f"fusion by {name}, {variant}", colour, marker, line, face=face)
     fused = [row for row in rows if row["method"].startswith("fusion+")]
     for name in distinct(fused, "method"):
         chosen = [row for row in fused if row["method"] == name]
         label = f"fusion × {name.partition('+')[2].replace('kivi', '')} bits".replace("int8 bits", "int8")
-        _line(ax, chosen, label, "#000000", "x", "none", bars=False)
+        _line(ax, chosen, shown, label, "#000000", "x", "none", bars=False)
     for label, belongs, colour, marker, line in _RIVALS:
-        _line(ax, [row for row in rows if belongs(row)], label, colour, marker, line)
+        _line(ax, [row for row in rows if belongs(row)], shown, label, colour, marker, line)
     for row in rows:
         if row["method"] == "exact":
             ax.axvline(
@@ -82,12 +107,12 @@ def plot_rate_kl(rows: Sequence[Row], ax: Axes | None = None) -> tuple[Figure | 
                 color="#000000",
                 linewidth=1.2,
                 linestyle="--",
-                label="exact sharing (KL 0)",
+                label="exact sharing (costs nothing)",
             )
         if row["method"] == "kivi4":
             ax.plot(
                 [row["compression"]],
-                [max(row["kl_mean"], _LOWEST)],
+                [max(row[shown.field], shown.lowest)],
                 marker="o",
                 markersize=13,
                 color="#000000",
@@ -98,16 +123,16 @@ def plot_rate_kl(rows: Sequence[Row], ax: Axes | None = None) -> tuple[Figure | 
             )
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_ylim(bottom=_LOWEST)
+    ax.set_ylim(shown.lowest, _top(rows, shown))
     ax.set_xlabel("compression of the whole cache")
-    ax.set_ylabel("mean next-token KL (nats)")
+    ax.set_ylabel(shown.label)
     factor_axis(ax, "x")
     ax.set_title(rows[0]["workload"])
     return figure, ax
 
 
-def quality_figure(record: Record) -> Figure:
-    """A panel per workload, on common axes, with one legend."""
+def quality_figure(record: Record, cost: str = "kl") -> Figure:
+    """A panel per workload, on common axes, with one legend; ``cost`` as in ``plot_rate_cost``."""
     workloads = distinct(record.rows, "workload")
     if not workloads:
         raise InputError("record", "no rows", "must hold at least one row")
@@ -124,12 +149,14 @@ def quality_figure(record: Record) -> Figure:
         )
         handles: dict[str, Any] = {}
         for ax, workload in zip(grid.flat, workloads, strict=False):
-            plot_rate_kl([row for row in record.rows if row["workload"] == workload], ax)
+            plot_rate_cost([row for row in record.rows if row["workload"] == workload], ax, cost)
             found, labels = ax.get_legend_handles_labels()
             handles |= dict(zip(labels, found, strict=True))
             ax.label_outer()
         for ax in grid.flat[len(workloads) :]:
             ax.set_axis_off()
+        # The axes are shared: a panel's own limits would cut off what the others hold.
+        grid[0, 0].set_ylim(COSTS[cost].lowest, _top(record.rows, COSTS[cost]))
         first = record.rows[0]
         figure.suptitle(
             f"{record.provenance.get('model', 'a model')}: {first['requests']} requests, "
@@ -151,9 +178,16 @@ def save_quality_figure(record: Record, folder: Path) -> Path:
         plt.close(figure)
 
 
+def _top(rows: Sequence[Row], cost: _Cost) -> float:
+    """Upper end of an axis that holds all costs and their bars."""
+    highest = max((row[cost.field] or 0.0 for row in rows), default=0.0)
+    return max(2.0 * highest, 10.0 * cost.lowest)
+
+
 def _line(
     ax: Axes,
     rows: Sequence[Row],
+    cost: _Cost,
     label: str,
     colour: str,
     marker: str,
@@ -162,12 +196,13 @@ def _line(
     face: str | None = None,
     bars: bool = True,
 ) -> None:
-    chosen = sorted((row for row in rows if row["kl_mean"] > 0), key=lambda row: row["compression"])
+    known = (row for row in rows if row[cost.field] is not None and row[cost.field] > 0)
+    chosen = sorted(known, key=lambda row: row["compression"])
     if not chosen:
         return
-    x, y = [row["compression"] for row in chosen], [max(row["kl_mean"], _LOWEST) for row in chosen]
-    if bars:
-        error = [min(row["kl_mean_se"] or 0.0, 0.9 * kl) for row, kl in zip(chosen, y, strict=True)]
+    x, y = [row["compression"] for row in chosen], [max(row[cost.field], cost.lowest) for row in chosen]
+    if bars and cost.error is not None:
+        error = [min(row[cost.error] or 0.0, 0.9 * high) for row, high in zip(chosen, y, strict=True)]
         ax.errorbar(x, y, yerr=error, color=colour, linestyle="none", linewidth=0.9)
     ax.plot(
         x,

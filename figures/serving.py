@@ -5,9 +5,11 @@ Reads a record of schema ``ratedist/serve/1`` and computes nothing but means ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
@@ -15,7 +17,7 @@ from ratedist.figures.rows import distinct
 from ratedist.figures.style import axes_for, style
 from ratedist.records import Record
 
-__all__ = ["plot_serving", "save_serving_figure"]
+__all__ = ["plot_serving", "save_serving_figure", "serving_figure"]
 
 _MODES = (("prefix sharing", "#0072B2", "o"), ("prefix sharing and fusion", "#D55E00", "s"))
 
@@ -25,10 +27,12 @@ def plot_serving(record: Record, ax: Axes | None = None) -> tuple[Figure | SubFi
     figure, ax = axes_for(ax)
     rows = [row for row in record.rows if row["pool_share"] is not None]
     shares = sorted(distinct(rows, "pool_share"))
-    for mode, colour, marker in _MODES:
+    # Modes stand beside each other: their runs hardly differ, and would hide each other.
+    aside = 0.06 * (min(np.diff(shares)) if len(shares) > 1 else shares[0])
+    for (mode, colour, marker), side in zip(_MODES, (-aside, aside), strict=True):
         here = [row for row in rows if row["mode"] == mode]
         ax.plot(
-            [row["pool_share"] for row in here],
+            [row["pool_share"] + side for row in here],
             [row["tokens_per_second"] for row in here],
             linestyle="none",
             marker=marker,
@@ -36,19 +40,45 @@ def plot_serving(record: Record, ax: Axes | None = None) -> tuple[Figure | SubFi
             label=f"{mode}, measured",
         )
         ax.plot(
-            shares,
+            [share + side for share in shares],
             [next(r["tokens_per_second_predicted"] for r in here if r["pool_share"] == s) for s in shares],
             color=colour,
             linestyle="--",
+            marker="_",
+            markersize=22,
+            markeredgewidth=2,
             label=f"{mode}, predicted",
         )
+    fastest = max(max(row["tokens_per_second"], row["tokens_per_second_predicted"]) for row in rows)
     ax.set_xlabel("pool, as a share of what the trace takes unfused")
     ax.set_ylabel("generated tokens per second")
     ax.set_xticks(shares, [f"{share:.0%}" for share in shares])
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.12 * fastest)
+    if len(shares) == 1:
+        ax.set_xlim(0.6 * shares[0], 1.4 * shares[0])
     ax.set_title(f"{record.rows[0]['workload']}, {record.rows[0]['requests']} requests")
     ax.legend(loc="lower right")
     return figure, ax
+
+
+def serving_figure(records: Sequence[Record]) -> Figure:
+    """A panel for each record, at most three in a row, with one legend; draw inside ``style()``."""
+    columns = min(3, len(records))
+    lines = -(-len(records) // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(4.3 * columns + 0.6, 3.4 * lines + 0.8), squeeze=False, sharey=True
+    )
+    fastest = 0.0
+    for ax, record in zip(grid.flat, records, strict=False):
+        plot_serving(record, ax)
+        ax.get_legend().remove()
+        fastest = max(fastest, ax.get_ylim()[1])
+        ax.set_ylim(0, fastest)
+    for ax in grid.flat[len(records) :]:
+        ax.set_axis_off()
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
 
 
 def save_serving_figure(record: Record, folder: Path) -> Path:

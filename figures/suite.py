@@ -12,32 +12,44 @@ from matplotlib.figure import Figure
 
 from ratedist.errors import RatedistError
 from ratedist.figures.style import style
-from ratedist.figures.suite_bands import banded_predictors, plot_suite_bands
+from ratedist.figures.suite_bands import plot_suite_bands
 from ratedist.figures.suite_errors import plot_suite_errors
 from ratedist.figures.suite_layers import plot_suite_layers
+from ratedist.figures.suite_rows import has_rows
 from ratedist.figures.suite_scatter import plot_suite_scatter
 from ratedist.figures.suite_transfer import plot_suite_transfer
+from ratedist.suite_digest import banded_predictors
 from ratedist.suite_record import SuiteRecord
 
-__all__ = ["save_suite_figures"]
+__all__ = ["figures_of", "save_suite_figures"]
+
+
+def figures_of(record: SuiteRecord) -> dict[str, Callable[[SuiteRecord], Figure]]:
+    """What can be drawn of a record, by name.
+
+    Errors always; scatter, layers and bands where it holds rows or a digest of them; transfer where there was
+    any.
+    """
+    draw: dict[str, Callable[[SuiteRecord], Figure]] = {}
+    if has_rows(record):
+        draw |= {"suite-scatter": plot_suite_scatter}
+    draw |= {"suite-errors": plot_suite_errors}
+    if has_rows(record):
+        draw |= {"suite-layers": plot_suite_layers}
+    if banded_predictors(record):
+        draw |= {"suite-bands": plot_suite_bands}
+    if record.transfer:
+        draw |= {"suite-transfer": plot_suite_transfer}
+    return draw
 
 
 def save_suite_figures(record: SuiteRecord, folder: Path) -> list[Path]:
-    """Write scatter, errors, layers and, where there are any, bands and transfer; returns the files.
+    """Write what ``figures_of`` lists, and return the files.
 
-    Raises RatedistError where a file cannot be written.
+    Raises RatedistError where one cannot be written.
     """
-    draw: dict[str, Callable[[SuiteRecord], Figure]] = {
-        "suite-scatter": plot_suite_scatter,
-        "suite-errors": plot_suite_errors,
-        "suite-layers": plot_suite_layers,
-    }
-    if banded_predictors(record):
-        draw["suite-bands"] = plot_suite_bands
-    if record.transfer:
-        draw["suite-transfer"] = plot_suite_transfer
     paths = []
-    for name, plot in draw.items():
+    for name, plot in figures_of(record).items():
         path = folder / f"{name}.png"
         temporary = path.with_name(f".{path.name}.part")
         with style():

@@ -10,29 +10,14 @@ from matplotlib.ticker import PercentFormatter
 
 from ratedist.errors import InputError
 from ratedist.figures.style import predictor_style
-from ratedist.figures.suite_rows import (
-    chosen_predictor,
-    counted,
-    predictors_of,
-    sizes_of,
-    split_label,
-    workloads_of,
-)
+from ratedist.figures.suite_rows import predictors_of, shown_predictor, sizes_of, split_label, workloads_of
+from ratedist.suite_digest import band_errors, banded_predictors, counted
 from ratedist.suite_record import Columns, SuiteRecord
 
-__all__ = ["banded_predictors", "plot_suite_bands"]
+__all__ = ["plot_suite_bands"]
 
 _GOAL = (0.85, 0.95)
 _LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
-
-
-def banded_predictors(record: SuiteRecord) -> list[str]:
-    """Predictors of the record that give bands."""
-    low = record.columns.get("compression_predicted_low")
-    if low is None:
-        return []
-    known = np.isfinite(low)
-    return [name for name in predictors_of(record) if (known & (record.columns["predictor"] == name)).any()]
 
 
 def plot_suite_bands(record: SuiteRecord, predictor: str | None = None) -> Figure:
@@ -46,11 +31,12 @@ def plot_suite_bands(record: SuiteRecord, predictor: str | None = None) -> Figur
     Raises InputError where it gives no bands.
     """
     there = banded_predictors(record)
-    name = chosen_predictor(record, predictor)
+    name = shown_predictor(record, predictor)
     if predictor is None and name not in there and there:
         name = there[-1]
     if name not in there:
         raise InputError("predictor", name, f"gives no bands; those that do: {', '.join(there) or 'none'}")
+    entries = band_errors(record, name)
     sizes, names = sizes_of(record), [*workloads_of(record), "all"]
     figure, axes = plt.subplots(
         1, 3, figsize=(12.4, 0.3 * len(names) + 2.5), layout="constrained", width_ratios=(1, 1, 0.9)
@@ -58,13 +44,17 @@ def plot_suite_bands(record: SuiteRecord, predictor: str | None = None) -> Figur
     axes[0].axvspan(*_GOAL, color="#E3E3E3", linewidth=0, zorder=0)
     for index, size in enumerate(sizes):
         colour, marker = _LOOKS[index % len(_LOOKS)]
-        rows = counted(record.columns, n=size[0], m=size[1], predictor=name)
-        coverage, width, noise = zip(*(_figures(rows, workload) for workload in names), strict=True)
+        there_of = {entry["workload"]: entry for entry in entries if (entry["n"], entry["m"]) == size}
+        coverage, width, noise = (
+            [_known(there_of.get(workload, {}).get(field)) for workload in names]
+            for field in ("coverage", "half_width", "noise")
+        )
         place = np.arange(len(names)) + 0.22 * (index - (len(sizes) - 1) / 2)
         look = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 5}
         axes[0].plot(coverage, place, label=split_label(size), **look)
         axes[1].plot(width, place, label=split_label(size), **look)
         axes[1].plot(noise, place, linestyle="none", marker="|", markersize=9, color="#333333")
+        rows = counted(record.columns, n=size[0], m=size[1], predictor=name)
         _histogram(axes[2], rows, colour, split_label(size))
     axes[1].plot([], [], linestyle="none", marker="|", markersize=9, color="#333333", label="noise (90 %)")
     for ax in axes[:2]:
@@ -90,23 +80,8 @@ def plot_suite_bands(record: SuiteRecord, predictor: str | None = None) -> Figur
     return figure
 
 
-def _figures(rows: Columns, workload: str) -> tuple[float, float, float]:
-    """Coverage, median half width, and 90 % quantile of the noise, of one workload; NaN without rows."""
-    here = np.isfinite(rows["compression_predicted_low"]) & np.isfinite(rows["compression_predicted_high"])
-    if workload != "all":
-        here &= rows["workload"] == workload
-    if not here.any():
-        return np.nan, np.nan, np.nan
-    low, high = rows["compression_predicted_low"][here], rows["compression_predicted_high"][here]
-    measured = rows["compression_measured"][here]
-    held = (measured >= low * (1 - 1e-9)) & (measured <= high * (1 + 1e-9))
-    noise = rows["noise_draw"][here]
-    noise = noise[np.isfinite(noise)]
-    return (
-        float(held.mean()),
-        float(np.median(np.log(high / low)) / 2),
-        float(np.quantile(noise, 0.9)) if len(noise) else np.nan,
-    )
+def _known(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def _histogram(ax: Axes, rows: Columns, colour: str, label: str) -> None:

@@ -73,7 +73,7 @@ def plot_suite_errors(record: SuiteRecord) -> Figure:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("|ln(predicted / measured)|")
         ax.grid(axis="y", visible=False)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     found: dict[str, Artist] = {}
     for ax in axes[0]:
         handles, labels = ax.get_legend_handles_labels()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from ratedist.errors import InputError
 from ratedist.figures.style import predictor_style
-from ratedist.figures.suite_rows import chosen_predictor, counted, predictors_of, sizes_of, split_label
-from ratedist.suite_record import Columns, SuiteRecord
+from ratedist.figures.suite_rows import predictors_of, shown_predictor, sizes_of, split_label
+from ratedist.suite_digest import layer_errors
+from ratedist.suite_record import SuiteRecord
 
 __all__ = ["plot_suite_layers"]
 
@@ -26,11 +31,16 @@ def plot_suite_layers(record: SuiteRecord, predictor: str | None = None) -> Figu
     Args:
         record: of a suite.
         predictor: whose errors; the chosen one where None.
+
+    Raises InputError where the record holds no errors by layer.
     """
-    name = chosen_predictor(record, predictor)
+    name = shown_predictor(record, predictor)
+    entries = layer_errors(record, name)
+    if not entries:
+        raise InputError("record", "no rows", f"hold an error of {name} by layer")
     sizes = sizes_of(record)
-    layers = np.unique(record.columns["layer"])
-    thresholds = np.unique(record.columns["threshold"])
+    layers = sorted({int(entry["layer"]) for entry in entries})
+    thresholds = sorted({float(entry["threshold"]) for entry in entries})
     height = max(1.6, 0.16 * len(layers) + 0.7)
     figure, grid = plt.subplots(
         2,
@@ -43,9 +53,9 @@ def plot_suite_layers(record: SuiteRecord, predictor: str | None = None) -> Figu
     )
     image = None
     for column, size in enumerate(sizes):
-        rows = counted(record.columns, n=size[0], m=size[1], predictor=name)
-        for line, field in enumerate(("abs_log_ratio", "noise_draw")):
-            image = _map(grid[line, column], rows, field, layers, thresholds)
+        here = [entry for entry in entries if (entry["n"], entry["m"]) == size]
+        for line, field in enumerate(("error", "noise")):
+            image = _map(grid[line, column], here, field, layers, thresholds)
         grid[0, column].set_title(split_label(size))
         grid[1, column].set_xlabel("threshold τ")
     look = predictor_style(name, list(predictors_of(record)).index(name))
@@ -54,18 +64,17 @@ def plot_suite_layers(record: SuiteRecord, predictor: str | None = None) -> Figu
     assert image is not None
     bar = figure.colorbar(image, ax=grid, shrink=0.8, extend="max")
     bar.set_label("median |ln(predicted / measured)|")
-    figure.suptitle("Error by layer and threshold; hatched: no row in range")
+    figure.suptitle("Error by layer and threshold; hatched: not measured, or nothing (or all) fuses")
     return figure
 
 
-def _map(ax: Axes, rows: Columns, field: str, layers: np.ndarray, thresholds: np.ndarray) -> AxesImage:
+def _map(
+    ax: Axes, entries: Sequence[dict[str, Any]], field: str, layers: list[int], thresholds: list[float]
+) -> AxesImage:
     values = np.full((len(layers), len(thresholds)), np.nan)
-    for line, layer in enumerate(layers):
-        for column, threshold in enumerate(thresholds):
-            here = rows[field][(rows["layer"] == layer) & (rows["threshold"] == threshold)]
-            here = here[np.isfinite(here)]
-            if len(here):
-                values[line, column] = np.median(here)
+    for entry in entries:
+        if entry[field] is not None:
+            values[layers.index(entry["layer"]), thresholds.index(entry["threshold"])] = entry[field]
     ax.set_facecolor("#F2F2F2")
     ax.patch.set_hatch("///")
     ax.patch.set_edgecolor("#BBBBBB")

@@ -11,12 +11,16 @@ from matplotlib.figure import Figure
 
 from ratedist.figures.compression import factor_axis
 from ratedist.figures.style import predictor_style
-from ratedist.figures.suite_rows import chosen_predictor, counted, predictors_of, sizes_of, split_label
+from ratedist.figures.suite_rows import predictors_of, shown_predictor, sizes_of, split_label
+from ratedist.suite_digest import counted
 from ratedist.suite_record import Columns, SuiteRecord
 
 __all__ = ["plot_suite_scatter"]
 
 _BINS = 7
+_MANY = 500
+"""Points from which they are drawn small and faint."""
+
 _LEAST = 8
 """Rows of a bin from which the noise is drawn."""
 
@@ -32,7 +36,7 @@ def plot_suite_scatter(record: SuiteRecord, predictors: Sequence[str] | None = N
         predictors: rows of panels; the paper's Gaussian and the chosen predictor where None.
     """
     if predictors is None:
-        shown = chosen_predictor(record)
+        shown = shown_predictor(record)
         predictors = [*(name for name in predictors_of(record)[:1] if name != shown), shown]
     sizes = sizes_of(record)
     figure, grid = plt.subplots(
@@ -55,7 +59,12 @@ def plot_suite_scatter(record: SuiteRecord, predictors: Sequence[str] | None = N
             ax.set_xlabel("measured compression" if line == len(predictors) - 1 else "")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(sizes) == 1 else len(labels))
-    figure.suptitle("Compression of fused layers,\npredicted and measured on unseen requests")
+    drawn = (
+        ""
+        if record.sampled_from is None
+        else f"; {len(record.columns['n']):,} of {record.sampled_from:,} rows"
+    )
+    figure.suptitle(f"Compression of fused layers,\npredicted and measured on unseen requests{drawn}")
     return figure
 
 
@@ -78,8 +87,8 @@ def _panel(ax: Axes, rows: Columns, limits: tuple[float, float]) -> None:
         predicted[there],
         linestyle="none",
         marker="o",
-        markersize=2.2,
-        alpha=0.3,
+        markersize=2.2 if there.sum() > _MANY else 3.2,
+        alpha=0.3 if there.sum() > _MANY else 0.5,
         markeredgewidth=0,
         color="#0072B2",
         rasterized=True,

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ratedist.errors import InputError
 from ratedist.figures.style import predictor_style
-from ratedist.figures.suite_rows import chosen_predictor, predictors_of
+from ratedist.figures.suite_rows import predictors_of, shown_predictor
 from ratedist.suite_record import SuiteRecord
 
 __all__ = ["plot_suite_transfer"]
@@ -28,7 +28,7 @@ def plot_suite_transfer(record: SuiteRecord, predictor: str | None = None) -> Fi
 
     Raises InputError where the record transfers nothing.
     """
-    name = chosen_predictor(record, predictor)
+    name = shown_predictor(record, predictor)
     entries = [entry for entry in record.transfer if entry["predictor"] == name]
     if not entries:
         raise InputError(

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from ratedist.errors import InputError, RatedistError
 from ratedist.records import write_atomic
 
-__all__ = ["SCHEMA", "Columns", "SuiteRecord", "as_column", "read_suite_record", "write_suite_record"]
+__all__ = [
+    "SCHEMA",
+    "Columns",
+    "SuiteRecord",
+    "as_column",
+    "read_suite_record",
+    "suite_record_from",
+    "write_suite_record",
+]
 
 SCHEMA = "ratedist/suite/1"
 """Schema of the record of a suite."""
@@ -46,7 +54,11 @@ class SuiteRecord:
             ``calibration_pairs``, ``calibration_bytes`` and ``calibration_seconds``, what calibrating this
             layer looked at, and the processor seconds it took (sample of similarities, fit and prediction
             under one criterion); ``calibrated_on``, the workload of these requests, another one where a
-            prediction is transferred; and ``refused``, why a predictor gave nothing.
+            prediction is transferred; and ``refused``, why a predictor gave nothing. Empty where a file was
+            written without its rows.
+        layers, bands: of a digest, errors by layer and threshold and what bands hold, summed up over all rows
+            (``ratedist.suite_digest``); empty in a whole record.
+        sampled_from: of a digest, the number of rows that ``columns`` were drawn from; else None.
     """
 
     provenance: dict[str, Any]
@@ -55,6 +67,9 @@ class SuiteRecord:
     summary: list[dict[str, Any]]
     columns: Columns = field(repr=False)
     transfer: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    bands: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    sampled_from: int | None = None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -65,6 +80,11 @@ class SuiteRecord:
 
     def to_json(self) -> dict[str, Any]:
         """JSON data, rows by column."""
+        summed_up = {
+            "sampled_from": self.sampled_from,
+            "layers": _by_column(self.layers),
+            "bands": _by_column(self.bands),
+        }
         return {
             "schema": SCHEMA,
             "provenance": self.provenance,
@@ -72,24 +92,22 @@ class SuiteRecord:
             "goals": self.goals,
             "summary": self.summary,
             "transfer": self.transfer,
+            **(summed_up if self.sampled_from is not None else {}),
             "columns": {name: _encode(column) for name, column in self.columns.items()},
         }
 
 
 def write_suite_record(record: SuiteRecord, path: Path) -> None:
-    """Write a record, whole or not at all, and beside it what it says without the rows, which are megabytes.
+    """Write a record, whole or not at all, and beside it a digest of it, as the rows are megabytes.
 
     The second file is called like the first with ``-summary`` added: small enough to be kept under version
-    control. Raises RatedistError where they cannot be written.
+    control, and all that figures and reports need. Raises RatedistError where they cannot be written.
     """
-    data = record.to_json()
-    summary = {name: value for name, value in data.items() if name != "columns"}
+    from ratedist.suite_digest import digest
+
     try:
-        write_atomic(path, json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n")
-        write_atomic(
-            path.with_name(f"{path.stem}-summary{path.suffix}"),
-            json.dumps(summary, allow_nan=False, indent=1, ensure_ascii=False) + "\n",
-        )
+        write_atomic(path, _text(record))
+        write_atomic(path.with_name(f"{path.stem}-summary{path.suffix}"), _text(digest(record)))
     except OSError as error:
         raise RatedistError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -107,13 +125,21 @@ def read_suite_record(path: Path) -> SuiteRecord:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise RatedistError(f"{path} has schema {found!r}; a suite's record has {SCHEMA!r}")
+    return suite_record_from(data)
+
+
+def suite_record_from(data: dict[str, Any]) -> SuiteRecord:
+    """A record from its JSON data; raises KeyError where something is missing but the rows."""
     return SuiteRecord(
         data["provenance"],
         data["words"],
         data["goals"],
         data["summary"],
-        {name: _decode(column) for name, column in data["columns"].items()},
+        {name: _decode(column) for name, column in data.get("columns", {}).items()},
         data["transfer"],
+        _by_row(data.get("layers", {})),
+        _by_row(data.get("bands", {})),
+        data.get("sampled_from"),
     )
 
 
@@ -144,6 +170,25 @@ def _decode(data: Any) -> NDArray[Any]:
         )
         return np.array(data["values"], dtype=object)[places]
     return as_column(data)
+
+
+def _text(record: SuiteRecord) -> str:
+    return json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"), ensure_ascii=False) + "\n"
+
+
+def _by_column(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Entries of the same fields by column."""
+    return (
+        {name: _encode(as_column([entry[name] for entry in entries])) for name in entries[0]}
+        if entries
+        else {}
+    )
+
+
+def _by_row(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    names = list(columns)
+    values = [[_plain(value) for value in _decode(columns[name]).tolist()] for name in names]
+    return [dict(zip(names, entry, strict=True)) for entry in zip(*values, strict=True)]
 
 
 def _plain(value: Any) -> Any:

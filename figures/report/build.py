@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 from ratedist.errors import InputError
 from ratedist.figures.report.content import Section, cell_text
-from ratedist.figures.report.sections import KINDS, read_section
+from ratedist.figures.report.sections import load_record, sections_of
 from ratedist.records import write_atomic
 
-__all__ = ["build_report", "render_html", "render_markdown"]
+__all__ = ["build_report", "first_screen", "render", "render_html", "render_markdown"]
 
 _TITLE = "What fusion of KV-cache blocks saves and costs"
 _LEAD = "Measured on real caches, predicted for requests that the prediction did not see; bad news first."
@@ -45,14 +44,14 @@ def build_report(
     for path in (out, *([pictures] if out.suffix == ".md" else [])):
         if path.exists() and not force:
             raise InputError("out", str(path), "exists already; choose another path or pass --force")
-    sections = [read_section(path) for path in sorted(records, key=_order)]
+    sections = sections_of(load_record(path) for path in records)
     if out.suffix == ".html":
         write_atomic(out, render_html(sections, title))
         return [out]
     written = []
     for number, section in enumerate(sections, start=1):
         for picture in section.pictures:
-            target = pictures / f"{number}-{picture.name}"
+            target = pictures / f"{number}-{picture.name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(picture.data)
             written.append(target)
@@ -62,53 +61,46 @@ def build_report(
 
 def render_html(sections: Sequence[Section], title: str = _TITLE) -> str:
     """One self-contained page: nothing is loaded from elsewhere."""
-    return _render("page.html.j2", sections, title, escape=True)
+    return render(
+        "page.html.j2", sections, escape=True, title=title, lead=_LEAD, answer=first_screen(sections)
+    )
 
 
 def render_markdown(sections: Sequence[Section], title: str = _TITLE, pictures: str = "pictures") -> str:
-    """The same content; pictures are named ``<pictures>/<number of the section>-<name>``."""
-    text = _render(
+    """The same content; pictures are named ``<pictures>/<number of the section>-<name>.png``."""
+    return render(
         "page.md.j2",
         sections,
-        title,
         escape=False,
+        title=title,
+        lead=_LEAD,
+        answer=first_screen(sections),
         pictures=pictures,
-        section_name=lambda loop, section: f"{sections.index(section) + 1}-",
     )
+
+
+def render(template: str, sections: Sequence[Section], *, escape: bool, **values: Any) -> str:
+    """A page of sections from one of the templates beside this file."""
+    import jinja2
+
+    def source(name: str) -> str:
+        return resources.files("ratedist.figures.report").joinpath(name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=not escape,
+        loader=jinja2.FunctionLoader(source),
+    )
+    text = environment.get_template(template).render(sections=sections, cell_text=cell_text, **values)
     return text.strip() + "\n"
 
 
-def _render(template: str, sections: Sequence[Section], title: str, *, escape: bool, **values: Any) -> str:
-    import jinja2
-
-    source = resources.files("ratedist.figures.report").joinpath(template).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=escape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=not escape
-    )
-    return environment.from_string(source).render(
-        title=title,
-        lead=_LEAD,
-        answer=_first_screen(sections),
-        sections=sections,
-        cell_text=cell_text,
-        **values,
-    )
-
-
-def _first_screen(sections: Sequence[Section]) -> list[str]:
+def first_screen(sections: Sequence[Section]) -> list[str]:
     """All that the first section says, and the first sentence of each of the others."""
     return [
         sentence
         for number, section in enumerate(sections)
         for sentence in (section.answer if number == 0 else section.answer[:1])
     ]
-
-
-def _order(path: Path) -> tuple[int, str]:
-    """Records in the order of ``KINDS``; what cannot be read comes first, and is refused by name."""
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8")).get("schema")
-    except (OSError, ValueError, AttributeError):
-        return -1, str(path)
-    kinds = list(KINDS)
-    return (kinds.index(schema) if schema in kinds else -1), str(path)

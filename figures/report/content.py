@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-__all__ = ["Picture", "Section", "Table", "cell_text"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Picture", "Section", "Source", "Table", "cell_text"]
 
 Cell = str | int | float | bool | None
 
@@ -20,11 +24,13 @@ class Table:
         title: what it shows.
         headings: one per column, with units.
         rows: cells, as many as headings; None where a quantity does not exist.
+        detail: whether it is for looking things up: a page of results leaves it to the report.
     """
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    detail: bool = False
 
     def is_number(self, column: int) -> bool:
         """Whether a column holds numbers (and None) only."""
@@ -34,22 +40,28 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, carried within the page.
+    """A figure, drawn when it is first asked for.
 
     Attributes:
         title: what it shows, also for those who cannot see it.
-        data: the file's bytes.
-        name: file name that it would have.
+        source: draws it; or the bytes of a PNG.
+        name: file name without its ending.
+        caption: what to see in it, in a sentence.
     """
 
     title: str
-    data: bytes
+    source: Callable[[], Figure] | bytes
     name: str
+    caption: str = ""
 
-    @classmethod
-    def read(cls, path: Path, title: str) -> Picture:
-        """From a file."""
-        return cls(title, path.read_bytes(), path.name)
+    @cached_property
+    def data(self) -> bytes:
+        """The bytes of a PNG."""
+        if isinstance(self.source, bytes):
+            return self.source
+        from ratedist.figures.png import png_of
+
+        return png_of(self.source)
 
     @property
     def base64(self) -> str:
@@ -58,22 +70,35 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A record that a section reads.
+
+    Attributes:
+        record: file name.
+        command: that made it; empty where it does not say.
+        made: when, and with which version.
+    """
+
+    record: str
+    command: str
+    made: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """What one record says.
+    """What one record, or several of a kind, say.
 
     Attributes:
         title: what was asked.
         answer: sentences, failures first.
-        command: that made the record.
-        made: when, and with which version.
+        sources: the records.
         tables: in order of importance.
         pictures: in order of importance.
     """
 
     title: str
     answer: Sequence[str]
-    command: str
-    made: str
+    sources: Sequence[Source]
     tables: Sequence[Table] = field(default=())
     pictures: Sequence[Picture] = field(default=())
 

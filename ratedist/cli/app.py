@@ -17,7 +17,9 @@ from ratedist.cli import (
     capture,
     curve,
     demo,
+    gallery,
     generate,
+    inspect,
     kernels,
     plan,
     quality,
@@ -62,6 +64,8 @@ app.command("validate", cls=ManyValuesCommand)(validate.validate)
 app.command("quality", cls=ManyValuesCommand)(quality.quality)
 app.command("plan", cls=ManyValuesCommand)(plan.plan)
 app.command("report")(report.report)
+app.command("inspect")(inspect.inspect)
+app.command("gallery")(gallery.gallery)
 app.command("capacity")(capacity.capacity)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from ratedist.errors import InputError, RatedistError
-from ratedist.figures.quality import plot_rate_kl, quality_figure, save_quality_figure
+from ratedist.figures.quality import plot_rate_cost, quality_figure, save_quality_figure
 from ratedist.records import Record
 
 
@@ -58,7 +58,7 @@ def lines(ax: Any) -> dict[str, Any]:
 
 
 def test_every_scheme_is_a_line_from_the_least_to_the_most_compressed() -> None:
-    _, ax = plot_rate_kl(rows())
+    _, ax = plot_rate_cost(rows())
     drawn = lines(ax)
     assert set(drawn) == {
         "fusion by keys, leader",
@@ -69,20 +69,20 @@ def test_every_scheme_is_a_line_from_the_least_to_the_most_compressed() -> None:
         "2, 3, 4 bits (KIVI's layout)",
         "int8 per token",
         "eviction (H2O)",
-        "exact sharing (KL 0)",
+        "exact sharing (costs nothing)",
         "4 bits",
     }
     assert drawn["fusion by keys, tree"].get_xdata().tolist() == [1.2, 2.0]
     assert drawn["fusion by keys, tree"].get_ydata().tolist() == [0.01, 0.3]
     assert drawn["2, 3, 4 bits (KIVI's layout)"].get_xdata().tolist() == [3.2, 5.3]
-    assert list(drawn["exact sharing (KL 0)"].get_xdata()) == [1.1, 1.1]
+    assert list(drawn["exact sharing (costs nothing)"].get_xdata()) == [1.1, 1.1]
     assert list(drawn["4 bits"].get_ydata()) == [0.005]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert list(drawn["int8 per token"].get_ydata()) == [ax.get_ylim()[0]]  # below the axis: at its edge
 
 
 def test_no_two_schemes_look_alike() -> None:
-    _, ax = plot_rate_kl(rows())
+    _, ax = plot_rate_cost(rows())
     looks = [
         (line.get_color(), line.get_marker(), line.get_linestyle(), line.get_markerfacecolor())
         for line in lines(ax).values()
@@ -111,7 +111,7 @@ def test_nothing_to_draw_and_nowhere_to_write(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"record.*at least one row"):
         quality_figure(Record("ratedist/quality/1", {}, []))
     with pytest.raises(InputError, match=r"rows.*at least one row"):
-        plot_rate_kl([])
+        plot_rate_cost([])
     (tmp_path / "file").write_text("")
     with pytest.raises(RatedistError, match="cannot be written"):
         save_quality_figure(Record("ratedist/quality/1", {}, rows()), tmp_path / "file")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ratedist.cli.app import app
 from ratedist.errors import InputError, RatedistError
 from ratedist.figures.report.build import build_report, render_html, render_markdown
-from ratedist.figures.report.content import Picture, Section, Table, cell_text
+from ratedist.figures.report.content import Picture, Section, Source, Table, cell_text
 from ratedist.figures.report.sections import read_section
 
 PROVENANCE = {"command": ["ratedist", "x"], "created": "2026-01-01", "versions": {"ratedist": "0.1.0"}}
@@ -121,20 +121,25 @@ def test_markdown_says_the_same(validation: Path, bench: Path, tmp_path: Path) -
     for section in (read_section(validation), read_section(bench)):
         for sentence in section.answer:
             assert sentence in text
-    assert "| case 11 | 1.57 | 0.100 | 15.7 | – |" in text
+    assert "| case 11 | 1.57 | 0.100 | 15.7 |" in text
     with pytest.raises(InputError, match="exists already"):
         build_report([bench], out)
 
 
 def test_text_is_escaped_in_html_and_left_alone_in_markdown() -> None:
     table = Table("a <b>", ("x|y", "z"), (("<script>alert(1)</script>", 1), ("p|q", None)))
-    section = Section("t & u", ["1 < 2"], "cmd", "now", [table], [Picture('say "hi"', PIXEL, "p.png")])
+    picture = Picture('say "hi"', PIXEL, "p", "see <i>")
+    section = Section("t & u", ["1 < 2"], [Source("r.json", "cmd", "now")], [table], [picture])
     page = render_html([section])
     assert "<script>alert" not in page
     assert "1 &lt; 2" in page
     assert "t &amp; u" in page
     assert 'alt="say &#34;hi&#34;"' in page
-    assert "p\\|q" in render_markdown([section])
+    assert "see &lt;i&gt;" in page
+    text = render_markdown([section])
+    assert "p\\|q" in text
+    assert "| x\\|y | z |" in text
+    assert "see <i>" in text
 
 
 @pytest.mark.parametrize(
@@ -217,7 +222,7 @@ def test_refuses(tmp_path: Path, bench: Path) -> None:
     bad = tmp_path / "bad.json"
     for text, message in (
         ("{", "is not a result record"),
-        ('{"schema": "x/1"}', "has schema 'x/1'; reports know ratedist/suite/1"),
+        ('{"schema": "x/1"}', "has schema 'x/1'; reports know ratedist/quality/1"),
         ("[]", "has schema None"),
         ('{"schema": "ratedist/plan/1"}', "is damaged: KeyError 'predicted'"),
     ):

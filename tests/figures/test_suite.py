@@ -11,12 +11,13 @@ import pytest
 
 from ratedist.errors import InputError, RatedistError
 from ratedist.figures.suite import save_suite_figures
-from ratedist.figures.suite_bands import banded_predictors, plot_suite_bands
+from ratedist.figures.suite_bands import plot_suite_bands
 from ratedist.figures.suite_errors import plot_suite_errors
 from ratedist.figures.suite_layers import plot_suite_layers
-from ratedist.figures.suite_rows import chosen_predictor, counted
+from ratedist.figures.suite_rows import shown_predictor
 from ratedist.figures.suite_scatter import plot_suite_scatter
 from ratedist.figures.suite_transfer import plot_suite_transfer
+from ratedist.suite_digest import banded_predictors, counted
 from ratedist.suite_record import SuiteRecord, as_column
 
 LAYERS, THRESHOLDS, SIZES = (2, 14, 27), (0.6, 0.7, 0.8), ((16, 16), (16, 64))
@@ -75,11 +76,11 @@ def test_rows_that_count_and_the_predictor_to_show() -> None:
     record = make_record()
     rows = counted(record.columns, n=16, m=16, predictor="gaussian")
     assert len(rows["m"]) == 2 * 3 * 8
-    assert chosen_predictor(record) == "accumulation"
-    assert chosen_predictor(make_record(None)) == list(BIAS)[-1]
-    assert chosen_predictor(record, "gaussian") == "gaussian"
+    assert shown_predictor(record) == "accumulation"
+    assert shown_predictor(make_record(None)) == list(BIAS)[-1]
+    assert shown_predictor(record, "gaussian") == "gaussian"
     with pytest.raises(InputError, match="predictor = 'oracle': is not in the record; choose one of"):
-        chosen_predictor(record, "oracle")
+        shown_predictor(record, "oracle")
 
 
 def test_scatter_has_a_panel_per_split_and_predictor_with_every_row() -> None:

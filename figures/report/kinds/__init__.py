@@ -1,0 +1,1 @@
+"""From records to sections of a report, one file per kind of record."""
