@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ratedist.cli.options import Force, Json, Seed, messages, print_json
+from ratedist.cli.options import (
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Model,
+    PromptFile,
+    Seed,
+    messages,
+    print_json,
+)
 from ratedist.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,14 +41,8 @@ def capture(
             "or one with your weights, as in mixture:unrelated=0.5,templates=0.5.",
         ),
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="JSONL file of your own: an object with `prompt`, optional `domain`."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Hugging Face id, folder or GGUF file; default the embedded model."),
-    ] = None,
+    prompts: PromptFile = None,
+    model: Model = None,
     requests: Annotated[
         int | None, typer.Option("--requests", help="Number of requests; default 24, or the whole file.")
     ] = None,
@@ -58,11 +62,9 @@ def capture(
     layers: Annotated[
         str, typer.Option("--layers", help="Layers to keep: all, or as in 2,8 or 2-27 (first is 0).")
     ] = "all",
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Compute and store in auto, float32, float16 or bfloat16.")
-    ] = "auto",
+    dtype: Dtype = "auto",
     store_dtype: Annotated[
-        str | None, typer.Option("--store-dtype", help="Store in another type than the computation's.")
+        str | None, typer.Option("--store-dtype", help="Store in another type than that of --dtype.")
     ] = None,
     decode: Annotated[
         int,
@@ -75,7 +77,7 @@ def capture(
         str | None,
         typer.Option("--memory-limit", help="Memory for a batch beside the weights, as in 4GB or 512MiB."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
     json: Json = False,
     force: Force = False,

@@ -14,7 +14,21 @@ from ratedist.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Force", "Json", "Out", "Seed", "claim_folder", "messages", "print_json"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "Force",
+    "FusedLayers",
+    "Json",
+    "Model",
+    "Out",
+    "PromptFile",
+    "Scale",
+    "Seed",
+    "claim_folder",
+    "messages",
+    "print_json",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print the results alone, as JSON, on standard output.")]
 Out = Annotated[
@@ -22,6 +36,23 @@ Out = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what --out names.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Hugging Face id, folder or GGUF file.", show_default="the embedded model"),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="JSONL file of your own: an object with `prompt`, optional `domain`."),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="Compute in auto, float32, float16 or bfloat16.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")]
+FusedLayers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers", help="Layers to fuse: all, 2-27 or 4,8,12.", show_default="all but the first and last two"
+    ),
+]
+Scale = Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")]
 
 
 def messages() -> Console:

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Force, Json, Out, Seed, messages, print_json
+from ratedist.cli.options import (
+    Device,
+    Dtype,
+    Force,
+    FusedLayers,
+    Json,
+    Model,
+    Out,
+    Scale,
+    Seed,
+    messages,
+    print_json,
+)
 from ratedist.cli.validate import load_figures, progress_bar
 from ratedist.cli.variadic import split_numbers
 from ratedist.errors import InputError
@@ -45,10 +57,7 @@ def quality(
             "--capture", help="Folders of captures: their requests, cut into prefix and continuation."
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Hugging Face id, folder or GGUF file. [default: the embedded model]"),
-    ] = None,
+    model: Model = None,
     requests: Annotated[
         int | None, typer.Option("--requests", help="Requests per workload. [default: 16, or the whole file]")
     ] = None,
@@ -79,23 +88,16 @@ def quality(
             "64 tokens alone), evict0.5, exact or fusion with bits (fusion+kivi4). [default: twelve of them]",
         ),
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers", help="Layers to fuse: all, 2-27 or 4,8,12. [default: all but the first and last two]"
-        ),
-    ] = None,
-    scale: Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")] = "own-norm",
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Compute in auto, float32, float16 or bfloat16.")
-    ] = "auto",
+    layers: FusedLayers = None,
+    scale: Scale = "own-norm",
+    dtype: Dtype = "auto",
     store_dtype: Annotated[
         str | None,
         typer.Option(
             "--store-dtype", help="Type of the original cache. [default: the model's 16 bits, or bfloat16]"
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
     force: Force = False,

@@ -7,16 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ratedist.cli.options import Force, Json, Out, Seed, messages, print_json
+from ratedist.cli.options import Force, Json, Model, Out, Scale, Seed, messages, print_json
 
 __all__ = ["serve"]
 
 
 def serve(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Hugging Face id, folder or GGUF file.", show_default="the embedded SmolLM2-135M"),
-    ] = None,
+    model: Model = None,
     workload: Annotated[str, typer.Option(help="A built-in workload.")] = "system-prompt",
     trace: Annotated[
         Path | None,
@@ -35,7 +32,7 @@ def serve(
     ] = None,
     threshold: Annotated[float, typer.Option(help="Blocks fuse above this score.")] = 0.9,
     criterion: Annotated[str, typer.Option(help="Score of two blocks, such as keys or both.")] = "keys",
-    scale: Annotated[str, typer.Option(help="own-norm, raw or projection.")] = "own-norm",
+    scale: Scale = "own-norm",
     max_batch: Annotated[int, typer.Option(help="Requests that run at a time.")] = 32,
     step_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 256,
     repeats: Annotated[int, typer.Option(help="Rounds over all cells.")] = 1,

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ratedist.cli.options import Force, Json, Out, Seed, claim_folder, messages, print_json
+from ratedist.cli.options import (
+    Force,
+    FusedLayers,
+    Json,
+    Out,
+    Scale,
+    Seed,
+    claim_folder,
+    messages,
+    print_json,
+)
 from ratedist.cli.variadic import split_numbers
 from ratedist.errors import InputError, RatedistError
 
@@ -52,13 +62,8 @@ def validate(
         list[str] | None,
         typer.Option("--predictor", help="Predictors by name. [default: all]"),
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers", help="Layers to fuse: all, 2-27 or 4,8,12. [default: all but the first and last two]"
-        ),
-    ] = None,
-    scale: Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")] = "own-norm",
+    layers: FusedLayers = None,
+    scale: Scale = "own-norm",
     jobs: Annotated[
         int, typer.Option("--jobs", help="Layers at a time, each in its own process; the record is the same.")
     ] = 1,
