@@ -22,6 +22,7 @@ from ratedist.cli import (
     inspect,
     kernels,
     plan,
+    plan_check,
     quality,
     report,
     serve,
@@ -63,6 +64,7 @@ app.command("kernels")(kernels.kernels)
 app.command("validate", cls=ManyValuesCommand)(validate.validate)
 app.command("quality", cls=ManyValuesCommand)(quality.quality)
 app.command("plan", cls=ManyValuesCommand)(plan.plan)
+app.command("plan-check", cls=ManyValuesCommand)(plan_check.plan_check)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("gallery")(gallery.gallery)
