@@ -15,6 +15,8 @@ from ratedist.errors import InputError
 from ratedist.kernels.huggingface import CacheReport, FusedCache
 from ratedist.records import Record, provenance
 from ratedist.validate.models import LoadedModel
+from ratedist.validate.planning.layer_settings import layer_settings
+from ratedist.validate.planning.plan_file import CachePlan
 from ratedist.validate.workloads.prompts import PromptSet
 
 __all__ = ["SCHEMA", "generate_both_ways", "live_tensor_bytes"]
@@ -59,9 +61,10 @@ def generate_both_ways(
     prompts: PromptSet,
     *,
     new_tokens: int,
-    threshold: float,
+    threshold: float | None = None,
     layers: Sequence[int] | None = None,
     block_size: int = 16,
+    plan: CachePlan | None = None,
     progress: Progress | None = None,
     command: list[str] | None = None,
     **fuse_options: Any,
@@ -83,13 +86,21 @@ def generate_both_ways(
         loaded: from ``load_model``.
         prompts: from ``build_prompts`` or ``read_prompts``.
         new_tokens: tokens to generate per request, at least 2.
-        threshold, layers, block_size, fuse_options: as ``ratedist.kernels.huggingface.FusedCache``.
+        threshold, layers, block_size, fuse_options: as ``ratedist.kernels.huggingface.FusedCache``; to be
+            left out, all of them, where there is a plan.
+        plan: a setting per layer, for this model.
         progress: called before each way.
         command: what the record says made it.
 
     Raises:
-        InputError: arguments outside of that, or prompts too long for the model with what is generated.
+        InputError: arguments outside of that, not one of threshold and plan, a plan for another model or one
+            that the cache cannot follow, or prompts too long for the model with what is generated.
     """
+    if (threshold is None) == (plan is None):
+        raise InputError("threshold", threshold, "give either a threshold or a plan")
+    if plan is not None:
+        plan.check(loaded)
+        block_size = plan.block_size
     if isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 2:
         raise InputError("new_tokens", new_tokens, "must be an integer of at least 2")
     if not prompts.prompts:
@@ -103,7 +114,8 @@ def generate_both_ways(
         )
     domains = [prompt.domain for prompt in prompts.prompts]
     paged_options: dict[str, Any] = {"threshold": None, "domains": domains, "block_size": block_size}
-    fused_options = paged_options | {"threshold": threshold, "layers": layers} | fuse_options
+    what: dict[str, Any] = {"threshold": threshold} if plan is None else {"plan": layer_settings(plan)}
+    fused_options = {"domains": domains, "block_size": block_size, "layers": layers} | what | fuse_options
     # Before the weights are loaded: a wrong option should not take as long.
     FusedCache(loaded.config, **fused_options)
     inputs = _left_padded([prompt.token_ids for prompt in prompts.prompts], loaded.device)
@@ -139,6 +151,7 @@ def generate_both_ways(
         "threshold": threshold,
         "block_size": block_size,
         "fuse_options": fuse_options,
+        "plan": None if plan is None else {"goal": plan.goal, "predicted": plan.predicted},
     }
     return Record(SCHEMA, provenance(command, **settings), rows, [summary])
 
@@ -212,7 +225,7 @@ def _generate_and_count(
     from transformers import DynamicCache
 
     cache: Any = DynamicCache(config=loaded.config) if options is None else FusedCache(model, **options)
-    fuses = options is not None and options["threshold"] is not None
+    fuses = options is not None and options.get("threshold", options.get("plan")) is not None
     watch = _Watch(cache if fuses else None, loaded.device, likeliest)
     start = _now(loaded.device)
     sequences = model.generate(

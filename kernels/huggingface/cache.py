@@ -11,9 +11,8 @@ needed is given back. Decoding reads the fused blocks through a block table.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
@@ -23,24 +22,27 @@ from torch import Tensor
 
 from ratedist.errors import InputError, RatedistError
 from ratedist.kernels.attention.operations import BACKENDS, paged_attention
-from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.huggingface._attention import ATTENTION, HANDLE, dense_attention, register
 from ratedist.kernels.huggingface._layer import ForwardPass, GrowingLayer, Outcome, storage_bytes
 from ratedist.kernels.huggingface._model import (
-    Shape,
     attention_switched,
     follow_forward_passes,
     shape_of,
     text_config,
 )
-from ratedist.kernels.layout import BlockTable, PagedLayer
-from ratedist.kernels.quantised import BITS, Layer
+from ratedist.kernels.huggingface._settings import (
+    LayerSetting,
+    default_layers,
+    settings_by_layer,
+    settings_for_all,
+)
+from ratedist.kernels.layout import BlockTable
+from ratedist.kernels.quantised import Layer
 from ratedist.kernels.rotary import Rotary
 
 __all__ = ["ATTENTION", "CacheReport", "FusedCache", "LayerReport", "default_layers", "fused_generation"]
 
-_ALONE_AT_EACH_END = 2
-"""Layers at either end of a model that are not fused by default."""
+_NOT_GIVEN: Any = object()
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,13 @@ class FusedCache:
         self,
         model_or_config: Any,
         *,
-        threshold: float | None,
+        threshold: float | None = _NOT_GIVEN,
         layers: Sequence[int] | None = None,
         domains: Sequence[int] | None = None,
         block_size: int = 16,
         attention_backend: str = "auto",
         bits: int | None = None,
+        plan: Mapping[int, Mapping[str, Any]] | None = None,
         **fuse_options: Any,
     ) -> None:
         """Start empty, for one batch.
@@ -151,7 +154,8 @@ class FusedCache:
             model_or_config: the model, which then uses the fused cache's attention whenever it is called
                 with one; or its configuration, where you set ``ATTENTION`` as the model's attention
                 implementation yourself.
-            threshold: as ``ratedist.kernels.fusion.fuse.fuse``; None fuses nothing.
+            threshold: as ``ratedist.kernels.fusion.fuse.fuse``; None fuses nothing. To be given, unless there
+                is a plan.
             layers: indices of the layers to fuse; by default all but the first and last two. Layers that are
                 not fused are paged all the same.
             domains: one integer per request; blocks of different domains never share. By default all
@@ -160,6 +164,9 @@ class FusedCache:
             attention_backend: as ``ratedist.kernels.attention.operations.paged_attention``.
             bits: 8 or 4 to quantise the full blocks that fusion keeps, see ``ratedist.kernels.quantised``;
                 None leaves them as they are.
+            plan: a setting for every layer that is to be fused, in the place of ``threshold``, ``layers``,
+                ``bits`` and further options: by the layer's index, arguments of ``fuse`` with at least
+                ``threshold``, and ``bits`` where it is to be quantised.
             **fuse_options: further arguments of ``fuse`` (variant, criterion, scale, backend …).
 
         Raises:
@@ -174,16 +181,23 @@ class FusedCache:
         self._sliding = shape.sliding
         self._block_size = block_size
         self._backend = attention_backend
-        self._options = {"threshold": threshold, **fuse_options}
-        self._chosen: tuple[int, ...] = ()
-        if threshold is not None:
-            _try_options(self._options, shape, block_size)
-            self._chosen = default_layers(shape.layers) if layers is None else _layers(layers, shape.layers)
+        self._settings: dict[int, LayerSetting] = {}
+        if plan is not None:
+            given = {"layers": layers, "bits": bits} | fuse_options
+            if threshold is not _NOT_GIVEN:
+                given["threshold"] = threshold
+            for name, value in given.items():
+                if value is not None:
+                    raise InputError(name, value, "is the plan's to say; leave it out, or the plan")
+            self._settings = settings_by_layer(plan, shape, block_size)
+        elif threshold is _NOT_GIVEN:
+            raise InputError("threshold", "missing", "give one, None to fuse nothing, or a plan")
+        elif threshold is not None:
+            options = {"threshold": threshold, **fuse_options}
+            self._settings = settings_for_all(options, layers, bits, shape, block_size)
         elif layers is not None or bits is not None or fuse_options:
             raise InputError("threshold", None, "fuses nothing; give one, or neither layers nor options")
-        if bits is not None and bits not in BITS:
-            raise InputError("bits", bits, f"must be one of {', '.join(map(str, BITS))}, or None")
-        self._bits = bits
+        self._fuses = plan is not None or threshold is not None
         self._domains = None if domains is None else _domains(domains)
         # What transformers' Cache looks at where this class does not override it.
         self.offloading = False
@@ -267,7 +281,7 @@ class FusedCache:
         Raises:
             InputError: nothing to fuse: no threshold, no tokens, or fused before.
         """
-        if self._options["threshold"] is None:
+        if not self._fuses:
             raise InputError("threshold", None, "fuses nothing; make the cache with a threshold")
         if self._columns == 0:
             raise InputError("cache", "empty", "run the prompts through the model before fusing")
@@ -501,7 +515,7 @@ class FusedCache:
                 f"the cache holds {len(self._lengths)} requests; make a new cache for another batch",
             )
         valid = self._check_mask(mask, requests, columns)
-        if columns == 1 and not first and not self._fused and self._options["threshold"] is not None:
+        if columns == 1 and not first and not self._fused and self._fuses:
             self._fuse()
         step = ForwardPass.plan(self._lengths, columns, valid, self._block_size, first)
         self._lengths += step.query_lengths
@@ -589,9 +603,9 @@ class FusedCache:
                 )
 
     def _fuse(self) -> None:
-        for index in self._chosen:
-            outcome = self.layers[index].fuse(self._options | {"layer_name": index}, self._bits)
-            self._outcomes[index] = outcome
+        for index, setting in self._settings.items():
+            options = {**setting.options, "layer_name": index}
+            self._outcomes[index] = self.layers[index].fuse(options, setting.bits)
         self._fused = True
 
     def _note_peak(self, transient: int) -> None:
@@ -604,24 +618,14 @@ class FusedCache:
     def _own_tensors(self) -> Iterator[Tensor]:
         """What does not belong to a layer: lengths, domains, the plan of the last pass, fusion's options."""
         yield from (self._lengths, self._domain_ids)
-        for holder in (self._options, {} if self._step is None else vars(self._step)):
-            yield from (value for value in holder.values() if isinstance(value, Tensor))
-        rotary = self._options.get("rotary")
-        if isinstance(rotary, Rotary):
-            yield rotary.inverse_frequencies
-
-
-def default_layers(layers: int) -> tuple[int, ...]:
-    """All layers but the first and last two; raises InputError where none is left."""
-    chosen = tuple(range(_ALONE_AT_EACH_END, layers - _ALONE_AT_EACH_END))
-    if not chosen:
-        raise InputError(
-            "layers",
-            None,
-            f"all of the model's {layers} layers are among the first or last {_ALONE_AT_EACH_END}; name the "
-            "layers to fuse",
-        )
-    return chosen
+        held = [] if self._step is None else list(vars(self._step).values())
+        for setting in self._settings.values():
+            held += setting.options.values()
+        for value in held:
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, Rotary):
+                yield value.inverse_frequencies
 
 
 @contextmanager
@@ -661,33 +665,6 @@ def _as_transformers_cache(cls: type[FusedCache]) -> type[FusedCache]:
     if name not in _CLASSES:
         _CLASSES[name] = type(cls.__name__, (cls, Cache), {})
     return _CLASSES[name]
-
-
-def _try_options(options: dict[str, Any], shape: Shape, block_size: int) -> None:
-    """Raise now what ``fuse`` would raise at the first decoding step."""
-    known = set(inspect.signature(fuse).parameters) - {"layer", "layer_name"}
-    for name in options:
-        if name not in known:
-            raise InputError(
-                name, options[name], f"is no option of fusion; there are {', '.join(sorted(known))}"
-            )
-    # Two requests of one block each, all equal: every option is looked at.
-    pool = torch.ones(2, block_size, shape.kv_heads, shape.head_dim)
-    lengths = torch.full((2,), block_size, dtype=torch.int64)
-    table = BlockTable(
-        torch.tensor([[0], [1]], dtype=torch.int32), lengths, torch.zeros_like(lengths), block_size
-    )
-    fuse(PagedLayer(pool, pool.clone(), table), **options)
-
-
-def _layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
-    chosen = list(layers)
-    for layer in chosen:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < count:
-            raise InputError("layers", chosen, f"must be indices of the model's {count} layers, from 0")
-    if len(set(chosen)) < len(chosen):
-        raise InputError("layers", chosen, "names a layer twice")
-    return tuple(sorted(chosen))
 
 
 def _domains(domains: Sequence[int]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from ratedist.records import Record
 
 __all__ = ["generate"]
+
+DEFAULTS = {
+    "threshold": 0.9,
+    "variant": "leader",
+    "criterion": "keys",
+    "scale": "own-norm",
+    "block_size": 16,
+}
+"""Where there is no plan."""
 
 
 def generate(
@@ -38,14 +47,35 @@ def generate(
         typer.Option("--tokens", help="Tokens per prompt; default 384. Cuts the prompts of a file."),
     ] = None,
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate per request.")] = 64,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            help="What ratedist plan wrote for this model. Layers, thresholds and bits are the plan's, so "
+            "leave out the options below down to --block-size.",
+        ),
+    ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="Blocks fuse where their similarity exceeds this.")
-    ] = 0.9,
-    variant: Annotated[str, typer.Option("--variant", help="leader or tree.")] = "leader",
+        float | None,
+        typer.Option(
+            "--threshold", help="Blocks fuse where their similarity exceeds this.", show_default="0.9"
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="leader or tree.", show_default="leader")
+    ] = None,
     criterion: Annotated[
-        str, typer.Option("--criterion", help="What is compared: keys, both and others that fuse knows.")
-    ] = "keys",
-    scale: Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")] = "own-norm",
+        str | None,
+        typer.Option(
+            "--criterion",
+            help="What is compared: keys, both and others that fuse knows.",
+            show_default="keys",
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", help="own-norm, projection or raw.", show_default="own-norm"),
+    ] = None,
     bits: Annotated[
         int | None, typer.Option("--bits", help="Quantise the full blocks that fusion keeps: 8 or 4.")
     ] = None,
@@ -55,7 +85,9 @@ def generate(
             "--layers", help="Layers to fuse: all, 2-27 or 4,8,12. [default: all but the first and last two]"
         ),
     ] = None,
-    block_size: Annotated[int, typer.Option("--block-size", help="Tokens per block.")] = 16,
+    block_size: Annotated[
+        int | None, typer.Option("--block-size", help="Tokens per block.", show_default="16")
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -85,19 +117,36 @@ def generate(
         raise InputError(both, (workload, prompts and str(prompts)), "name exactly one of them")
     if out is not None and out.exists() and not force:
         raise InputError("out", str(out), "exists already; choose another path or pass --force")
+    options: dict[str, Any] = {
+        "threshold": threshold,
+        "variant": variant,
+        "criterion": criterion,
+        "scale": scale,
+        "bits": bits,
+        "layers": layers,
+        "block_size": block_size,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if plan is not None and options:
+        name = next(iter(options))
+        raise InputError(name, options[name], "is the plan's to say; leave it out, or --plan")
     console = messages()
     with console.status("loading libraries"):
         from ratedist.cli.capture import parse_layers
         from ratedist.records import write_record
         from ratedist.validate.generate import generate_both_ways
         from ratedist.validate.models import load_model
+        from ratedist.validate.planning.plan_file import read_plan
         from ratedist.validate.workloads import build_prompts
         from ratedist.validate.workloads.prompts import read_prompts
     with console.status("reading the model's configuration and tokenizer"):
         loaded = load_model(model, dtype=dtype, device=device)
-    chosen = None
+    if plan is not None:
+        options["plan"] = read_plan(plan)
+    else:
+        options = DEFAULTS | options
     if layers is not None:
-        chosen = parse_layers(layers, loaded.layers) or list(range(loaded.layers))
+        options["layers"] = parse_layers(layers, loaded.layers) or list(range(loaded.layers))
     if workload is not None:
         texts = build_prompts(
             workload,
@@ -116,14 +165,8 @@ def generate(
             loaded,
             texts,
             new_tokens=new_tokens,
-            threshold=threshold,
-            layers=chosen,
-            block_size=block_size,
             progress=lambda name: status.update(f"generating: {name}"),
-            variant=variant,
-            criterion=criterion,
-            scale=scale,
-            bits=bits,
+            **options,
         )
     if out is not None:
         write_record(record, out, force=force)
@@ -148,7 +191,8 @@ def _print(record: Record) -> None:
     settings, verdict = record.provenance, record.summary[0]
     title = (
         f"{settings['model']} ({settings['dtype']}, {settings['device']}), {settings['workload']}: "
-        f"{settings['requests']} requests, {settings['new_tokens']} new tokens, τ = {settings['threshold']:g}"
+        f"{settings['requests']} requests, {settings['new_tokens']} new tokens, "
+        + ("layer by layer as planned" if settings["plan"] else f"τ = {settings['threshold']:g}")
     )
     table = Table(title=title, box=SIMPLE_HEAD)
     for heading in (

@@ -43,6 +43,13 @@ def plan(
         list[int] | None,
         typer.Option(help="Bits per scalar that a layer may be stored in.", show_default="16"),
     ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="With --max-kl: the 90 % band for other requests must end below so many times it. Larger "
+            "saves more where requests differ much, and is broken more often."
+        ),
+    ] = 1.5,
     check: Annotated[
         bool, typer.Option("--check", help="Fuse as many further requests for real, and compare.")
     ] = False,
@@ -55,15 +62,16 @@ def plan(
 
     Settings are tried layer by layer on calibration requests and chosen where a byte saved costs the same in
     every layer (reverse water-filling); the total is then measured. With --check, other requests are fused
-    with the plan. --out writes the plan as JSON.
+    with the plan. --out writes the plan as JSON, for ratedist generate --plan and FusedCache.
 
     Example: `ratedist plan --workload templates --max-kl 0.02 --check --out plan.json`
     """
     from ratedist.errors import InputError
     from ratedist.validate.models import load_model
     from ratedist.validate.planning.check import check_plan
-    from ratedist.validate.planning.make import GOALS, default_settings, make_plan
+    from ratedist.validate.planning.make import GOALS, make_plan
     from ratedist.validate.planning.plan_file import write_plan
+    from ratedist.validate.planning.trials import default_settings
     from ratedist.validate.quality.continuation import QualitySession
     from ratedist.validate.quality.methods import Method
     from ratedist.validate.workloads import build_prompts
@@ -108,6 +116,7 @@ def plan(
             goal,
             value,
             settings=settings,
+            tolerance=tolerance,
             progress=lambda what, share: status.update(f"{what}: {share:.0%}"),
         )
         del session
@@ -125,6 +134,7 @@ def plan(
         "kl_low": predicted["kl_low"],
         "kl_high": predicted["kl_high"],
         "uniform": predicted["uniform"],
+        "sensitivity": predicted["sensitivity"],
         **(checked or {}),
     }
     if json:
@@ -162,6 +172,8 @@ def plan(
             else method.name
         )
         output.print(f"best single setting: {uniform['compression']:.2f}x at {uniform['kl']:.4f} ({named})")
+    for line in _sensitivity_lines(predicted["sensitivity"]):
+        output.print(line)
     if checked is not None:
         output.print(
             f"measured on other requests: {checked['compression_measured']:.2f}x at a divergence of "
@@ -174,3 +186,21 @@ def plan(
             )
     if out is not None:
         console.print(f"wrote {out}")
+
+
+def _sensitivity_lines(sensitivity: dict[str, Any]) -> list[str]:
+    """What drift of the traffic would do, in words."""
+    lines = [
+        f"traffic more alike (thresholds {sensitivity['shift']:g} looser): saves "
+        f"{sensitivity['saving_looser']:.1%} at up to {sensitivity['kl_looser']:.4f}; less alike: "
+        f"{sensitivity['saving_stricter']:.1%} at {sensitivity['kl_stricter']:.4f}"
+    ]
+    if sensitivity["exact_share"] is not None:
+        lines.append(f"of what it saves, exact duplicates alone give {sensitivity['exact_share']:.0%}")
+    if sensitivity["heaviest_share"] is not None:
+        low, high = sensitivity["kl_without_one"]
+        lines.append(
+            f"one request carries {sensitivity['heaviest_share']:.0%} of the divergence; without any one of "
+            f"them it is {low:.4f} to {high:.4f}"
+        )
+    return lines

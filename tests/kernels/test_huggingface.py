@@ -471,3 +471,32 @@ def test_importing_loads_no_transformers() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/"
     )
     assert result.stdout.strip() == "False"
+
+
+def test_a_plan_of_equal_settings_is_one_setting_for_all() -> None:
+    model, inputs = model_of("llama"), padded(related_prompts((37, 29, 33)))
+    options: dict[str, Any] = {"threshold": 0.6, "criterion": "both", "variant": "tree"}
+    one = FusedCache(model, block_size=BLOCK, bits=8, **options)
+    plan = FusedCache(model, block_size=BLOCK, plan=dict.fromkeys(CHOSEN, options | {"bits": 8}))
+    first, second = (generate(model, inputs, cache) for cache in (one, plan))
+    assert torch.equal(first.sequences, second.sequences)
+    assert one.report() == plan.report()
+    assert plan.report().kept < plan.report().candidates
+
+
+def test_layers_follow_their_own_settings() -> None:
+    """A layer by itself is fused alike, whatever the plan does to the others."""
+    model, inputs = model_of("llama"), padded(related_prompts((37, 29, 33)))
+    settings: dict[int, dict[str, Any]] = {1: {"threshold": 0.4}, 4: {"threshold": 0.9, "criterion": "mean"}}
+
+    def fused(plan: dict[int, dict[str, Any]]) -> dict[int, Any]:
+        cache = FusedCache(model, block_size=BLOCK, plan=plan)
+        with torch.inference_mode():
+            model(**inputs, past_key_values=cache)
+        cache.fuse()
+        return {layer.layer: layer for layer in cache.report().layers}
+
+    both = fused(settings)
+    assert both == fused({1: settings[1]}) | fused({4: settings[4]})
+    assert both[1].kept < both[4].kept
+    assert fused({}) == {}

@@ -55,6 +55,27 @@ def test_arguments(model: Any, changes: dict[str, Any], message: str) -> None:
         FusedCache(model, **{"threshold": 0.9} | changes)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "threshold = 'missing': give one, None to fuse nothing, or a plan"),
+        ({"plan": [0.9]}, r"plan = 'list': must map layer indices to settings, as in \{4: "),
+        ({"plan": {2: 0.9}}, "plan = 'dict': must map layer indices to settings"),
+        ({"plan": {LAYERS: {"threshold": 0.9}}}, f"must be indices of the model's {LAYERS} layers"),
+        ({"plan": {2: {"criterion": "both"}}}, "plan, layer 2: threshold = None: give one; 1 shares exact"),
+        ({"plan": {2: {"threshold": 7}}}, "plan, layer 2: threshold = 7.0: must lie within"),
+        ({"plan": {2: {"threshold": 0.9, "bits": 3}}}, "plan, layer 2: bits = 3: must be one of 8, 4, or"),
+        ({"plan": {2: {"threshold": 0.9, "scales": 1}}}, "plan, layer 2: scales = 1: is no option of fusion"),
+        ({"plan": {}, "threshold": 0.9}, "threshold = 0.9: is the plan's to say; leave it out, or the plan"),
+        ({"plan": {}, "layers": [2]}, r"layers = \[2\]: is the plan's to say"),
+        ({"plan": {}, "variant": "tree"}, "variant = 'tree': is the plan's to say"),
+    ],
+)
+def test_plans(model: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FusedCache(model, **arguments)
+
+
 def test_default_layers_need_a_middle() -> None:
     shallow = config_of("LlamaConfig", num_hidden_layers=4)
     with pytest.raises(InputError, match="all of the model's 4 layers are among the first or last 2; name"):

@@ -19,6 +19,9 @@ from ratedist.kernels.huggingface import cache as huggingface
 from ratedist.records import Record, read_record
 from ratedist.validate.generate import SCHEMA, _row, _Run, generate_both_ways, live_tensor_bytes
 from ratedist.validate.models import LoadedModel, load_model
+from ratedist.validate.planning.plan_file import CachePlan, write_plan
+from ratedist.validate.quality.methods import Method
+from ratedist.validate.workloads import build_prompts
 from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 REQUESTS, NEW = 3, 6
@@ -217,3 +220,65 @@ def test_command_judges(
     judged = replace(record, summary=[record.summary[0] | verdict])
     monkeypatch.setattr("ratedist.validate.generate.generate_both_ways", lambda *a, **k: judged)
     assert command("--workload", "templates", "--requests", 3, "--tokens", 40)[0] == code
+
+
+def make_plan_file(loaded: LoadedModel, path: Path) -> CachePlan:
+    settings = {0: Method("fusion", threshold=0.5), 1: Method("exact"), 2: Method("exact", "kivi", 4)}
+    plan = CachePlan(
+        loaded.name, loaded.weights_hash, 3, 8, settings, goal={"max_kl": 0.02}, predicted={"kl": 0.01}
+    )
+    write_plan(plan, path)
+    return plan
+
+
+def test_generation_by_a_plan(
+    loaded: LoadedModel, folder: str, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan's layers are fused, each by its own setting; the same through the command."""
+    path, out = tmp_path / "plan.json", tmp_path / "record.json"
+    plan = make_plan_file(loaded, path)
+    prompts = build_prompts("templates", loaded.tokenizer, requests=3, tokens=40, seed=0)
+    record = generate_both_ways(loaded, prompts, new_tokens=3, plan=plan)
+    layers = record.rows[2]["fusion"]["layers"]
+    assert [layer["layer"] for layer in layers] == [0, 1, 2]
+    assert layers[0]["kept"] < layers[1]["kept"]
+    assert layers[2]["bytes_after"] < 0.6 * layers[2]["bytes_before"]
+    assert record.summary[0]["bytes_as_reported"]
+    assert record.summary[0]["unfused_identical"]
+    assert record.provenance["plan"] == {"goal": {"max_kl": 0.02}, "predicted": {"kl": 0.01}}
+    assert record.provenance["block_size"] == 8
+
+    arguments = [
+        "generate",
+        "--workload",
+        "templates",
+        "--requests",
+        "3",
+        "--tokens",
+        "40",
+        "--out",
+        str(out),
+    ]
+    arguments += ["--new-tokens", "3", "--plan", str(path), "--model", folder, "--dtype", "float32"]
+    monkeypatch.setattr(sys, "argv", ["ratedist", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    again = read_record(out, SCHEMA).rows[2]["fusion"]["layers"]
+    assert [layer["kept"] for layer in again] == [layer["kept"] for layer in layers]
+    code, _, err = command("--workload", "templates", "--plan", path)
+    assert code == 2
+    assert "is the plan's to say; leave it out, or --plan" in err
+
+
+def test_plans_are_refused(loaded: LoadedModel, prompts: PromptSet, tmp_path: Path) -> None:
+    plan = make_plan_file(loaded, tmp_path / "plan.json")
+    for options, message in (
+        ({}, "threshold = None: give either a threshold or a plan"),
+        ({"threshold": 0.9, "plan": plan}, "threshold = 0.9: give either a threshold or a plan"),
+        ({"plan": replace(plan, weights_hash="0")}, "plan again for this one"),
+        ({"plan": replace(plan, settings={1: Method("exact", "int8")})}, "is not what a fused cache does"),
+        ({"plan": plan, "criterion": "both"}, "criterion = 'both': is the plan's to say"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generate_both_ways(loaded, prompts, new_tokens=2, **options)

@@ -16,8 +16,9 @@ from tiny_models import save_tiny_model
 from ratedist.errors import InputError, RatedistError
 from ratedist.validate.models import LoadedModel, load_model
 from ratedist.validate.planning.check import check_plan
-from ratedist.validate.planning.make import default_settings, make_plan, mean_with_band
+from ratedist.validate.planning.make import Planner, make_plan, mean_with_band
 from ratedist.validate.planning.plan_file import CachePlan, read_plan, write_plan
+from ratedist.validate.planning.trials import default_settings
 from ratedist.validate.quality.continuation import QualitySession
 from ratedist.validate.quality.methods import Method
 from ratedist.validate.workloads.prompts import Prompt, PromptSet
@@ -73,6 +74,65 @@ def test_the_plan_keeps_its_divergence_where_it_was_made(session: QualitySession
     again = session.measure(dict.fromkeys((0, 1, 2), Method(**uniform["setting"])))
     assert again.kl.mean() == pytest.approx(uniform["kl"])
     assert again.compression == pytest.approx(uniform["compression"])
+
+
+def test_a_tolerance_limits_the_band(session: QualitySession) -> None:
+    """The band ends within the tolerance, which costs saving; with room for any band the mean decides."""
+    planner = Planner(session, settings=SETTINGS)
+    limit = 1.01 * planner.plan("max_kl", 0.1, tolerance=None).predicted["kl"]
+    by_mean = planner.plan("max_kl", limit, tolerance=None).predicted
+    tight, wide = (planner.plan("max_kl", limit, tolerance=times).predicted for times in (1.0, 1e6))
+    assert by_mean["kl"] <= limit < by_mean["kl_high"]
+    assert tight["kl_high"] <= limit
+    assert tight["tolerance"] == 1.0
+    assert tight["saving"] < by_mean["saving"]
+    assert wide["kl"] <= limit < wide["kl_high"]
+    for wrong, message in ((0.9, "tolerance = 0.9: must be at least 1"), (math.nan, "tolerance = nan")):
+        with pytest.raises(InputError, match=message):
+            planner.plan("max_kl", 0.1, tolerance=wrong)
+
+
+def test_one_calibration_serves_many_goals(session: QualitySession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured or tried twice, and plans do not depend on what was planned before."""
+    measured: list[str] = []
+    tried = 0
+    measure, try_layer = session.measure, session.try_layer
+
+    def counted(methods: Any) -> Any:
+        measured.append(repr(sorted(methods.items())))
+        return measure(methods)
+
+    def counted_trial(*arguments: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        return try_layer(*arguments)
+
+    monkeypatch.setattr(session, "measure", counted)
+    monkeypatch.setattr(session, "try_layer", counted_trial)
+    planner = Planner(session, settings=SETTINGS)
+    trials = tried
+    plans = [planner.plan("max_kl", limit) for limit in (0.3, 0.02, 0.02)]
+    assert tried == trials
+    assert len(measured) == len(set(measured))
+    assert plans[1].settings == plans[2].settings
+    assert plans[0].predicted["saving"] >= plans[1].predicted["saving"]
+    sensitivity = plans[0].predicted["sensitivity"]
+    assert sensitivity["kl_without_one"][0] <= plans[0].predicted["kl"] <= sensitivity["kl_without_one"][1]
+    exact = session.measure(dict.fromkeys((0, 1, 2), Method("exact")))
+    share = (1 - 1 / exact.compression) / plans[0].predicted["saving"]
+    assert sensitivity["exact_share"] == pytest.approx(max(0.0, share))
+
+
+def test_a_single_request_has_no_band(loaded: LoadedModel) -> None:
+    alone = make_session(loaded, requests=1)
+    with pytest.raises(InputError, match="requests = 1: give no band; plan on at least two requests"):
+        make_plan(alone, "max_kl", 0.02, settings=SETTINGS[:1])
+    assert make_plan(alone, "max_kl", 0.02, settings=SETTINGS[:1], tolerance=None).predicted["kl"] <= 0.02
+
+
+def test_settings_are_needed(session: QualitySession) -> None:
+    with pytest.raises(InputError, match=r"settings = \[\]: name at least one"):
+        Planner(session, settings=[])
 
 
 def test_checking_measures_plan_and_uniform_on_other_requests(

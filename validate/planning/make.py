@@ -1,95 +1,215 @@
-"""Making a plan: try settings layer by layer on calibration requests, and choose at equal slope.
+"""Making a plan: settings are tried layer by layer on calibration requests, and chosen at equal slope.
 
-Harm is next-token divergence, taken to add up over layers and, within a layer, to be proportional to the
-squared relative error of the attention output: KL ≈ Σ_l w_l·a_l². The error of every setting is found by
-attention alone, and one pass of the model per layer gives w_l. What that leaves out (errors of one layer that
-later layers damp or amplify) is then corrected on the calibration requests as a whole: the total that the
-allocation may spend is moved until the *measured* divergence of the plan is what was asked for.
+The model of harm (``ratedist.validate.planning.trials``) leaves out that later layers damp or amplify the
+errors of earlier ones. That is corrected on the calibration requests as a whole: the total that the
+allocation may spend is moved until the *measured* divergence of the plan is what was asked for, and the band
+for as many other requests ends below a tolerated multiple of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
-from ratedist.allocation import Allocation, LayerSettings, allocate, best_uniform
+from ratedist.allocation import Allocation, allocate
 from ratedist.errors import InputError
 from ratedist.records import provenance
+from ratedist.validate.planning.measurements import Measured, Measurements
 from ratedist.validate.planning.plan_file import CachePlan
-from ratedist.validate.quality.continuation import Quality, QualitySession
+from ratedist.validate.planning.sensitivity import plan_sensitivity
+from ratedist.validate.planning.trials import LEAST_HARM, Progress, default_settings, try_settings
+from ratedist.validate.quality.continuation import QualitySession
 from ratedist.validate.quality.methods import Method
 
-__all__ = ["GOALS", "LEAST_HARM", "default_settings", "make_plan", "mean_with_band"]
+__all__ = ["GOALS", "TOLERANCE", "Planner", "make_plan", "mean_with_band"]
 
 FloatArray = NDArray[np.float64]
-Progress = Callable[[str, float], None]
-"""Called with what is under way and the share of it that is done."""
 
 GOALS = ("max_kl", "min_saving", "slope")
 """At most this divergence (nats); at least this share of the cache saved; or whatever saves at least a
 percent of the cache per so many nats."""
 
-LEAST_HARM = 1e-9
-"""Nats below which a setting counts as harmless."""
-
-_PROBE_ERROR2 = 0.02
-"""Squared attention error at which a layer's weight is found: large enough to stand out, small enough to be
-in the range that plans use."""
+TOLERANCE = 1.5
+"""How many times ``max_kl`` the upper end of a plan's band may reach."""
 
 _ROUNDS = 5
-_TOLERANCE = 0.05
+_NEAR_ENOUGH = 0.95
 
 
-def default_settings(
-    thresholds: Sequence[float] = tuple(np.arange(0.6, 0.96, 0.05).round(2).tolist()),
-    criteria: Sequence[str] = ("keys", "both"),
-    bits: Sequence[int] = (16, 4),
-) -> list[Method]:
-    """Settings that a layer may take: exact sharing alone, and fusion, each with 16 bits and with fewer.
+class Planner:
+    """Plans for any number of goals from one calibration: what was tried and measured serves them all.
 
-    Args:
-        thresholds: of fusion.
-        criteria: of fusion.
-        bits: per scalar of what is kept; below 16 as ``"kivi"`` codes them.
-
-    Raises:
-        InputError: no bits, or others than 16 and 1 to 8.
+    Attributes:
+        session: the calibration requests, with the layers to plan.
+        measurements: of the session.
+        trials: all settings of all layers.
     """
-    if not bits:
-        raise InputError("bits", list(bits), "name at least one")
-    settings = []
-    for number in bits:
-        if number != 16 and not 1 <= number <= 8:
-            raise InputError("bits", number, "must be 16, or 1 to 8")
-        coding, stored = ("", 0) if number == 16 else ("kivi", number)
-        settings.append(Method("exact", coding, stored))
-        settings += [
-            Method("fusion", coding, stored, criterion=criterion, threshold=float(threshold))
-            for criterion in criteria
-            for threshold in thresholds
-        ]
-    return settings
 
+    def __init__(
+        self,
+        session: QualitySession,
+        *,
+        settings: Sequence[Method] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Try the settings, which takes most of the time.
 
-@dataclass(frozen=True)
-class _Trials:
-    """All settings of all layers on the calibration requests, L layers and S settings."""
+        Args:
+            session: calibration requests.
+            settings: what a layer may take; ``default_settings()`` where None.
+            progress: called as work goes on, here and when plans are made.
+        """
+        self.session = session
+        self.measurements = Measurements(session)
+        self._progress = progress
+        self.trials = try_settings(
+            self.measurements, default_settings() if settings is None else settings, progress
+        )
+        self._spent: dict[float, Measured] = {}
 
-    layers: tuple[int, ...]
-    bytes: FloatArray  # (L, S)
-    error2: FloatArray  # (L, S)
-    weight: FloatArray  # (L,)
-    alone: float  # bytes of the layers that are not planned
+    def choose(self, goal: str, value: float, *, tolerance: float | None = TOLERANCE) -> Allocation:
+        """The setting per layer that meets a goal on the session's requests.
 
-    @property
-    def offers(self) -> list[LayerSettings]:
-        harm = self.weight[:, None] * self.error2
-        return [LayerSettings(size, cost) for size, cost in zip(self.bytes, harm, strict=True)]
+        Args:
+            goal: one of ``GOALS``.
+            value: of the goal.
+            tolerance: for ``max_kl``: the band for as many other requests (``mean_with_band``, 90 %) must end
+                below so many times the goal, so that a divergence that varies much between requests is
+                given less; None to go by the mean alone.
+
+        Raises:
+            InputError: an unknown goal, a value outside its range, a tolerance below 1 or from a single
+                request, or a goal that no plan reaches (the message says what the best is).
+        """
+        _check_goal(goal, value)
+        trials = self.trials
+        if goal == "min_saving":
+            most = 1 - (trials.alone + trials.bytes.min(axis=1).sum()) / trials.unfused
+            if value > most:
+                raise InputError(
+                    goal, value, f"is out of reach: the most that these settings save is {most:.4f}"
+                )
+            return allocate(trials.offers, max_bytes=(1 - value) * trials.unfused - trials.alone)
+        if goal == "slope":
+            return allocate(trials.offers, slope=0.01 * trials.unfused / value)
+        if tolerance is not None:
+            if not (math.isfinite(tolerance) and tolerance >= 1):
+                raise InputError(
+                    "tolerance", tolerance, "must be at least 1, or None to go by the mean alone"
+                )
+            if self.session.requests < 2:
+                raise InputError("requests", 1, "give no band; plan on at least two requests")
+        return self._spend(value, tolerance)
+
+    def plan(
+        self,
+        goal: str,
+        value: float,
+        *,
+        tolerance: float | None = TOLERANCE,
+        command: list[str] | None = None,
+    ) -> CachePlan:
+        """What ``choose`` chooses, what to expect of it on other requests, and what the best single setting
+        for all layers would give.
+
+        Args:
+            goal, value, tolerance: as ``choose``.
+            command: for the plan's provenance.
+
+        Raises:
+            InputError: as ``choose``.
+        """
+        allocation = self.choose(goal, value, tolerance=tolerance)
+        trials, session = self.trials, self.session
+        methods = trials.methods(allocation)
+        measured = self.measurements(methods)
+        kl, low, high = mean_with_band(measured.kl)
+        limited = goal == "max_kl"
+        if not limited:
+            tolerance = None
+        return CachePlan(
+            model=session.loaded.name,
+            weights_hash=session.loaded.weights_hash,
+            layers=session.loaded.layers,
+            block_size=session.block_size,
+            settings=methods,
+            goal={goal: float(value)},
+            predicted={
+                "requests": session.requests,
+                "compression": measured.compression,
+                "saving": measured.saving,
+                "kl": kl,
+                "kl_low": low,
+                "kl_high": high,
+                "kl_from_model": allocation.harm,
+                "tolerance": tolerance,
+                "bytes_bound": (trials.alone + allocation.bound) / trials.unfused if limited else None,
+                "uniform": self._uniform(value if limited else max(kl, LEAST_HARM), tolerance),
+                "sensitivity": plan_sensitivity(self.measurements, methods, trials.exact_saving()),
+            },
+            provenance=provenance(command, workload=session.prompts.name, seed=session.prompts.seed),
+        )
+
+    def _spend(self, limit: float, tolerance: float | None) -> Allocation:
+        """The allocation whose measured divergence comes nearest to ``limit`` from below."""
+        offers = self.trials.offers
+        least = sum(float(offer.harm.min()) for offer in offers)
+        most = sum(float(offer.harm.max()) for offer in offers)
+        best: tuple[Allocation, Measured] | None = None
+        # What other goals have found out about budgets and their measured divergence.
+        loads = {budget: _load(found, limit, tolerance) for budget, found in self._spent.items()}
+        low, high = _bracket(loads, max(least, LEAST_HARM), max(most, 2 * LEAST_HARM))
+        budget = _guess(loads, low, high, min(max(limit, low), high))
+        for number in range(_ROUNDS):
+            allocation = allocate(offers, max_harm=budget)
+            measured = self.measurements(self.trials.methods(allocation))
+            self._spent[budget] = measured
+            loads[budget] = load = _load(measured, limit, tolerance)
+            if load <= 1 and (best is None or measured.compression > best[1].compression):
+                best = allocation, measured
+            if self._progress is not None:
+                self._progress("spending the divergence", (number + 1) / _ROUNDS)
+            if _NEAR_ENOUGH <= load <= 1 or (load <= 1 and budget >= most):
+                break
+            low, high = (budget, high) if load <= 1 else (low, budget)
+            budget = _guess(loads, low, high, math.sqrt(low * high))
+        if best is not None:
+            return best[0]
+        allocation = allocate(offers, max_harm=least)
+        measured = self.measurements(self.trials.methods(allocation))
+        if _load(measured, limit, tolerance) > 1:
+            kl, _, up = mean_with_band(measured.kl)
+            band = "" if tolerance is None else f", for other requests up to {up:.3g}"
+            raise InputError(
+                "max_kl", limit, f"is out of reach: the least that these settings do is {kl:.3g}{band}"
+            )
+        return allocation
+
+    def _uniform(self, limit: float, tolerance: float | None) -> dict[str, Any] | None:
+        """The best single setting for all layers that keeps what the plan had to; None where none does.
+
+        Settings are measured from the one that saves most on, of those that the model of harm puts within
+        twice the limit, until one keeps it.
+        """
+        harm, size = self.trials.harm.sum(axis=0), self.trials.bytes.sum(axis=0)
+        for column in np.argsort(size, kind="stable"):
+            if harm[column] > 2 * limit:
+                continue
+            method = self.trials.settings[int(column)]
+            measured = self.measurements.uniform(method)
+            if _load(measured, limit, tolerance) <= 1:
+                return {
+                    "setting": asdict(method),
+                    "compression": measured.compression,
+                    "kl": measured.mean_kl,
+                }
+        return None
 
 
 def make_plan(
@@ -98,75 +218,18 @@ def make_plan(
     value: float,
     *,
     settings: Sequence[Method] | None = None,
+    tolerance: float | None = TOLERANCE,
     command: list[str] | None = None,
     progress: Progress | None = None,
 ) -> CachePlan:
-    """A setting per layer that meets a goal on the session's requests, and what to expect of others.
-
-    Args:
-        session: calibration requests, with the layers to plan.
-        goal: one of ``GOALS``.
-        value: of the goal.
-        settings: what a layer may take; ``default_settings()`` where None. The first must be harmless.
-        command: for the plan's provenance.
-        progress: called as work goes on.
+    """A plan for one goal: ``Planner`` with these settings, and its ``plan``.
 
     Raises:
-        InputError: an unknown goal, a value outside its range, or a goal that no plan reaches (the message
-            says what the best is).
+        InputError: as ``Planner.plan``; the goal is looked at before anything is tried.
     """
-    if goal not in GOALS:
-        raise InputError("goal", goal, f"must be one of {', '.join(GOALS)}")
-    if not (math.isfinite(value) and value > 0) or (goal == "min_saving" and value >= 1):
-        raise InputError(goal, value, "must be positive, and a share below 1 for min_saving")
-    chosen = default_settings() if settings is None else list(settings)
-    trials = _try_settings(session, chosen, progress)
-    unfused = float(session.measure({}).unfused_bytes.sum())
-
-    def methods(allocation: Allocation) -> dict[int, Method]:
-        return {
-            layer: chosen[setting]
-            for layer, setting in zip(trials.layers, allocation.settings.tolist(), strict=True)
-        }
-
-    def measured(allocation: Allocation) -> Quality:
-        return session.measure(methods(allocation))
-
-    offers = trials.offers
-    if goal == "min_saving":
-        most = 1 - (trials.alone + trials.bytes.min(axis=1).sum()) / unfused
-        if value > most:
-            raise InputError(goal, value, f"is out of reach: the most that these settings save is {most:.4f}")
-        allocation = allocate(offers, max_bytes=(1 - value) * unfused - trials.alone)
-        quality = measured(allocation)
-    elif goal == "slope":
-        allocation = allocate(offers, slope=0.01 * unfused / value)
-        quality = measured(allocation)
-    else:
-        allocation, quality = _spend(offers, value, measured, progress)
-    kl, low, high = mean_with_band(quality.kl.mean(axis=1))
-    limit = max(kl, LEAST_HARM) if goal != "max_kl" else value
-    uniform = _uniform(session, trials, chosen, limit)
-    return CachePlan(
-        model=session.loaded.name,
-        weights_hash=session.loaded.weights_hash,
-        layers=session.loaded.layers,
-        block_size=session.block_size,
-        settings=methods(allocation),
-        goal={goal: float(value)},
-        predicted={
-            "requests": session.requests,
-            "compression": quality.compression,
-            "saving": 1 - 1 / quality.compression,
-            "kl": kl,
-            "kl_low": low,
-            "kl_high": high,
-            "kl_from_model": allocation.harm,
-            "bytes_bound": (trials.alone + allocation.bound) / unfused if goal == "max_kl" else None,
-            "uniform": uniform,
-        },
-        provenance=provenance(command, workload=session.prompts.name, seed=session.prompts.seed),
-    )
+    _check_goal(goal, value)
+    planner = Planner(session, settings=settings, progress=progress)
+    return planner.plan(goal, value, tolerance=tolerance, command=command)
 
 
 def mean_with_band(values: FloatArray, level: float = 0.9) -> tuple[float, float, float]:
@@ -175,101 +238,52 @@ def mean_with_band(values: FloatArray, level: float = 0.9) -> tuple[float, float
     Two means of R requests differ by √2 standard errors; Student's t with R − 1 degrees of freedom.
     Test: tests/validate/test_planning.py::test_the_band_covers_other_requests.
     """
-    import scipy
-
     mean = float(values.mean())
     if len(values) < 2:
         return mean, 0.0, math.inf
     spread = math.sqrt(2 / len(values)) * float(values.std(ddof=1))
-    reach = float(scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)) * spread
+    # stdtrit is the quantile of Student's t; scipy.stats would take a second to load.
+    reach = float(scipy.special.stdtrit(len(values) - 1, 0.5 + level / 2)) * spread
     return mean, max(0.0, mean - reach), mean + reach
 
 
-def _try_settings(session: QualitySession, settings: Sequence[Method], progress: Progress | None) -> _Trials:
-    layers = session.layers
-    size, error2 = (np.zeros((len(layers), len(settings))) for _ in range(2))
-    for row, layer in enumerate(layers):
-        for column, method in enumerate(settings):
-            trial = session.try_layer(layer, method)
-            size[row, column] = trial.bytes
-            error2[row, column] = trial.attention_error2.mean()
-        if progress is not None:
-            progress("trying settings", (row + 1) / len(layers))
-    weight = np.zeros(len(layers))
-    for row, layer in enumerate(layers):
-        probe = int(np.abs(np.log(np.maximum(error2[row], LEAST_HARM) / _PROBE_ERROR2)).argmin())
-        if error2[row, probe] > 0:
-            kl = float(session.measure({layer: settings[probe]}).kl.mean())
-            weight[row] = kl / error2[row, probe]
-        if progress is not None:
-            progress("weighing layers", (row + 1) / len(layers))
-    whole = session.measure({})
-    planned = sum(float(session.try_layer(layer, Method()).bytes) for layer in layers)
-    return _Trials(layers, size, error2, weight, float(whole.bytes.sum()) - planned)
+def _check_goal(goal: str, value: float) -> None:
+    if goal not in GOALS:
+        raise InputError("goal", goal, f"must be one of {', '.join(GOALS)}")
+    if not (math.isfinite(value) and value > 0) or (goal == "min_saving" and value >= 1):
+        raise InputError(goal, value, "must be positive, and a share below 1 for min_saving")
 
 
-def _spend(
-    offers: Sequence[LayerSettings],
-    limit: float,
-    measured: Callable[[Allocation], Quality],
-    progress: Progress | None,
-) -> tuple[Allocation, Quality]:
-    """The allocation whose measured divergence comes nearest to ``limit`` from below."""
-    least = sum(float(offer.harm.min()) for offer in offers)
-    most = sum(float(offer.harm.max()) for offer in offers)
-    best: tuple[Allocation, Quality] | None = None
-    low, high = max(least, LEAST_HARM), max(most, 2 * LEAST_HARM)
-    budget = min(max(limit, low), high)
-    for number in range(_ROUNDS):
-        allocation = allocate(offers, max_harm=budget)
-        quality = measured(allocation)
-        kl = float(quality.kl.mean())
-        if kl <= limit and (best is None or quality.compression > best[1].compression):
-            best = allocation, quality
-        if progress is not None:
-            progress("spending the divergence", (number + 1) / _ROUNDS)
-        if kl <= limit:
-            low = budget
-            if kl >= (1 - _TOLERANCE) * limit or budget >= most:
-                break
-        else:
-            high = budget
-        # Proportional to what was missed, kept inside of what is known to be too little and too much.
-        guess = budget * limit / max(kl, LEAST_HARM)
-        budget = guess if low < guess < high else math.sqrt(low * high)
-    if best is not None:
-        return best
-    allocation = allocate(offers, max_harm=least)
-    quality = measured(allocation)
-    kl = float(quality.kl.mean())
-    if kl > limit:
-        raise InputError("max_kl", limit, f"is out of reach: the least that these settings do is {kl:.3g}")
-    return allocation, quality
+def _load(measured: Measured, limit: float, tolerance: float | None) -> float:
+    """How much of what is allowed a plan takes: kept where at most 1."""
+    kl, _, high = mean_with_band(measured.kl)
+    return kl / limit if tolerance is None else max(kl, high / tolerance) / limit
 
 
-def _uniform(
-    session: QualitySession, trials: _Trials, settings: Sequence[Method], limit: float
-) -> dict[str, Any] | None:
-    """The best single setting for all layers within the same measured divergence; None where none is.
+def _bracket(loads: dict[float, float], low: float, high: float) -> tuple[float, float]:
+    """The largest budget below the smallest that was too much, and that."""
+    high = min((budget for budget, load in loads.items() if load > 1), default=high)
+    low = max(
+        (budget for budget, load in loads.items() if load <= 1 and budget < high), default=min(low, high)
+    )
+    return low, high
 
-    Settings are measured from the one that saves most on, of those that the model of harm puts within twice
-    the limit, until one keeps it.
+
+def _guess(loads: dict[float, float], low: float, high: float, otherwise: float) -> float:
+    """A budget within low and high that should come to just below 1.
+
+    The load grows nearly in proportion to a power of the budget: interpolated between what is known
+    around 1, and in proportion where one side is unknown.
     """
-    harm = (trials.weight[:, None] * trials.error2).sum(axis=0)
-    size = trials.bytes.sum(axis=0)
-    try:
-        best_uniform(trials.offers, max_harm=2 * limit)
-    except InputError:
-        return None
-    for column in np.argsort(size):
-        if harm[column] > 2 * limit:
-            continue
-        quality = session.measure(dict.fromkeys(trials.layers, settings[int(column)]))
-        kl = float(quality.kl.mean())
-        if kl <= limit:
-            return {
-                "setting": asdict(settings[int(column)]),
-                "compression": quality.compression,
-                "kl": kl,
-            }
-    return None
+    aim = math.log((1 + _NEAR_ENOUGH) / 2)
+    known = sorted((math.log(load), math.log(budget)) for budget, load in loads.items() if load > 0)
+    below, above = [point for point in known if point[0] <= aim], [point for point in known if point[0] > aim]
+    if below and above:
+        (x0, y0), (x1, y1) = below[-1], above[0]
+        guess = math.exp(y0 + (y1 - y0) * (aim - x0) / (x1 - x0))
+    elif known:
+        x, y = below[-1] if below else above[0]
+        guess = math.exp(y + aim - x)
+    else:
+        guess = otherwise
+    return guess if low < guess < high else otherwise

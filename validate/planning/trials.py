@@ -1,0 +1,149 @@
+"""Every setting tried on every layer by itself: what it stores, and what harm it is taken to do.
+
+Harm is next-token divergence, taken to add up over layers and, within a layer, to be proportional to the
+squared relative error of the attention output: KL ≈ Σ_l w_l·a_l². The error of every setting is found by
+attention alone, and one pass of the model per layer gives w_l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ratedist.allocation import Allocation, LayerSettings
+from ratedist.errors import InputError
+from ratedist.validate.planning.measurements import Measurements
+from ratedist.validate.quality.methods import Method
+
+__all__ = ["LEAST_HARM", "Progress", "Trials", "default_settings", "try_settings"]
+
+FloatArray = NDArray[np.float64]
+Progress = Callable[[str, float], None]
+"""Called with what is under way and the share of it that is done."""
+
+LEAST_HARM = 1e-9
+"""Nats below which a setting counts as harmless."""
+
+_PROBE_ERROR2 = 0.02
+"""Squared attention error at which a layer's weight is found: large enough to stand out, small enough to be
+in the range that plans use."""
+
+
+def default_settings(
+    thresholds: Sequence[float] = tuple(np.arange(0.6, 0.96, 0.05).round(2).tolist()),
+    criteria: Sequence[str] = ("keys", "both"),
+    bits: Sequence[int] = (16, 4),
+) -> list[Method]:
+    """Settings that a layer may take: exact sharing alone, and fusion, each with 16 bits and with fewer.
+
+    Args:
+        thresholds: of fusion.
+        criteria: of fusion.
+        bits: per scalar of what is kept; below 16 as ``"kivi"`` codes them.
+
+    Raises:
+        InputError: no bits, or others than 16 and 1 to 8.
+    """
+    if not bits:
+        raise InputError("bits", list(bits), "name at least one")
+    settings = []
+    for number in bits:
+        if number != 16 and not 1 <= number <= 8:
+            raise InputError("bits", number, "must be 16, or 1 to 8")
+        coding, stored = ("", 0) if number == 16 else ("kivi", number)
+        settings.append(Method("exact", coding, stored))
+        settings += [
+            Method("fusion", coding, stored, criterion=criterion, threshold=float(threshold))
+            for criterion in criteria
+            for threshold in thresholds
+        ]
+    return settings
+
+
+@dataclass(frozen=True)
+class Trials:
+    """All settings of all layers on the calibration requests, L layers and S settings.
+
+    Attributes:
+        layers: (L,) that are planned.
+        settings: (S,) what each may take.
+        bytes: (L, S) of the layer over all requests.
+        error2: (L, S) mean over requests of the squared relative error of the attention output.
+        weight: (L,) nats per error2; 0 where no setting does any harm.
+        alone: bytes of the layers that are not planned.
+        unfused: bytes of the whole original cache.
+    """
+
+    layers: tuple[int, ...]
+    settings: tuple[Method, ...]
+    bytes: FloatArray
+    error2: FloatArray
+    weight: FloatArray
+    alone: float
+    unfused: float
+
+    @property
+    def harm(self) -> FloatArray:
+        """(L, S) nats that each setting is taken to cost."""
+        return self.weight[:, None] * self.error2
+
+    @property
+    def offers(self) -> list[LayerSettings]:
+        """What ``ratedist.allocation`` chooses from."""
+        return [LayerSettings(size, cost) for size, cost in zip(self.bytes, self.harm, strict=True)]
+
+    def methods(self, allocation: Allocation) -> dict[int, Method]:
+        """The setting that every layer takes."""
+        return {
+            layer: self.settings[setting]
+            for layer, setting in zip(self.layers, allocation.settings.tolist(), strict=True)
+        }
+
+    def exact_saving(self) -> float | None:
+        """Share of the cache that exact duplicates alone save; None where no setting shares them alone."""
+        exact = Method("exact")
+        if exact not in self.settings:
+            return None
+        size = self.alone + self.bytes[:, self.settings.index(exact)].sum()
+        return float(1 - size / self.unfused)
+
+
+def try_settings(
+    measurements: Measurements, settings: Sequence[Method], progress: Progress | None = None
+) -> Trials:
+    """Try every setting on every layer of a session, and weigh the layers.
+
+    Args:
+        measurements: of the calibration requests.
+        settings: at least one.
+        progress: called after every layer.
+
+    Raises:
+        InputError: no settings.
+    """
+    if not settings:
+        raise InputError("settings", [], "name at least one")
+    session = measurements.session
+    layers = session.layers
+    size, error2 = (np.zeros((len(layers), len(settings))) for _ in range(2))
+    for row, layer in enumerate(layers):
+        for column, method in enumerate(settings):
+            trial = session.try_layer(layer, method)
+            size[row, column] = trial.bytes
+            error2[row, column] = trial.attention_error2.mean()
+        if progress is not None:
+            progress("trying settings", (row + 1) / len(layers))
+    weight = np.zeros(len(layers))
+    for row, layer in enumerate(layers):
+        probe = int(np.abs(np.log(np.maximum(error2[row], LEAST_HARM) / _PROBE_ERROR2)).argmin())
+        if error2[row, probe] > 0:
+            weight[row] = measurements({layer: settings[probe]}).mean_kl / error2[row, probe]
+        if progress is not None:
+            progress("weighing layers", (row + 1) / len(layers))
+    # Without compression a layer takes the same bytes for each of them.
+    planned = sum(session.try_layer(layer, Method()).bytes for layer in layers)
+    unfused = planned * session.loaded.layers / len(layers)
+    return Trials(layers, tuple(settings), size, error2, weight, unfused - planned, unfused)
