@@ -27,6 +27,7 @@ from ratedist.cli import (
     report,
     serve,
     simulate,
+    transfer,
     train,
     validate,
 )
@@ -71,6 +72,7 @@ app.command("gallery")(gallery.gallery)
 app.command("capacity")(capacity.capacity)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
+app.command("transfer", cls=ManyValuesCommand)(transfer.transfer)
 app.command("adapt", cls=ManyValuesCommand)(adapt.adapt)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)

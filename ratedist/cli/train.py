@@ -24,8 +24,8 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the model; the same command resumes it.")],
     steps: Annotated[
-        int, typer.Option("--steps", help="Steps of 4 × 384 tokens; the default takes minutes on a CPU.")
-    ] = 300,
+        int, typer.Option("--steps", help="Steps of 2 × 384 tokens; the default takes minutes on a CPU.")
+    ] = 400,
     minutes: Annotated[
         float | None,
         typer.Option("--minutes", help="Stop after so many; the same command goes on from there."),

@@ -33,6 +33,7 @@ from ratedist.validate.suite.tasks import Suite
 
 __all__ = [
     "CHOICE_SPLITS",
+    "DRAWN_AS",
     "Calibration",
     "check_size",
     "draw_calibration",
@@ -44,6 +45,9 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
+
+DRAWN_AS = "drawn_as"
+"""In a manifest's origin, the workload whose random draws its requests follow; its own where absent."""
 
 CHOICE_SPLITS = 1
 """Random splits of the calibration requests, in every cell, by which a predictor is chosen."""
@@ -395,4 +399,6 @@ def _with_blocks(manifest: Manifest) -> list[int]:
 
 def _generator(manifest: Manifest, *numbers: int) -> np.random.Generator:
     # Workloads draw apart from each other: the same requests by number would tie their errors together.
-    return np.random.default_rng([zlib.crc32(manifest.workload.encode()), *numbers])
+    # One workload of several models draws alike (``ratedist.validate.transfer``).
+    name = manifest.origin.get(DRAWN_AS, manifest.workload)
+    return np.random.default_rng([zlib.crc32(name.encode()), *numbers])

@@ -52,12 +52,12 @@ class TrainingPlan:
     """
 
     architecture: str
-    steps: int = 300
+    steps: int = 400
     seed: int = 0
     vocabulary: int = 2048
     context: int = 384
-    batch: int = 4
-    learning_rate: float = 2e-3
+    batch: int = 2
+    learning_rate: float = 4e-3
 
     def __post_init__(self) -> None:
         architecture_named(self.architecture)
