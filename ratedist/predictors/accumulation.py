@@ -19,6 +19,9 @@ IntArray = NDArray[np.int64]
 
 _LATE = 0.7
 _STEEPEST = -1.0
+_NOTHING = 1e-12
+_FEWEST_COUNTED = 0.5
+"""Least share of the jackknife's variance that is believed: what pairs of requests do it counts twice."""
 
 
 class AccumulationPredictor(Predictor):
@@ -31,28 +34,30 @@ class AccumulationPredictor(Predictor):
     proportion to ln m, at its slope over the last two doublings of the sample. Squared errors of absorbed
     blocks are those of the sample, continued likewise.
 
-    The band rests on a jackknife over requests (docs/theory.md, "Accumulation"): what a request changes
-    about the prediction from n of them it changes, by n/m, about a batch of m. So the variance of
-    ln(kept) is V from the sample, or the spread of the curves that fit where that is larger, and V·n/m from
-    the batch, V being the jackknife's. No band for a sample whose domains all have fewer than 4 requests.
+    The band rests on a jackknife over requests (docs/theory.md, "Bands"): what a request changes about the
+    prediction from n of them it changes, by n/m, about a batch of m. So the variance of ln(kept) is V from
+    the sample, or the spread of the curves that fit where that is larger, and V·n/m from the batch, and in
+    the batch that of the order in which requests come (``BatchChance``). V is the jackknife's, less what it
+    counts more than once, as halves of the sample show. No band for a sample whose domains all have fewer
+    than 4 requests; with fewer than 8 V is the jackknife's whole.
     """
 
     name: ClassVar[str] = "accumulation"
 
     def _fit(self, sample: PairSample) -> None:
         self._rehearsal = Rehearsal(sample, self.criterion, self.scale)
-        self._leader: dict[bytes, tuple[Accumulated, Growth]] = {}
+        self._leader: dict[bytes, tuple[Accumulated, Growth, FloatArray]] = {}
 
     def _fuse(self, full_blocks: IntArray, thresholds: FloatArray, variant: str) -> Outcome:
         kept, spread = self.kept(full_blocks, thresholds, variant)
-        curves, growth = self._curves(thresholds)
+        curves, growth, _ = self._curves(thresholds)
         return Outcome(kept, self._absorbed_errors(curves, growth, full_blocks, thresholds, variant), spread)
 
     def kept(
         self, full_blocks: IntArray, thresholds: FloatArray, variant: str
     ) -> tuple[FloatArray, Spread | None]:
         """(T,) expected kept blocks of requests of one domain, and their spread; thresholds ascend."""
-        curves, growth = self._curves(thresholds)
+        curves, growth, whole = self._curves(thresholds)
         log_kept, form = self._log_kept(curves, growth, full_blocks)
         replicates = self._replicates(curves, growth, full_blocks)
         if variant == "tree":
@@ -62,14 +67,17 @@ class AccumulationPredictor(Predictor):
         most, first = full_blocks.sum(), full_blocks[0]
         # A single sample need not keep more at a higher threshold; what is expected of all of them does.
         kept = np.maximum.accumulate(np.clip(np.exp(log_kept), first, most))
-        return kept, self._spread(replicates, form, kept, full_blocks.size)
+        return kept, self._spread(curves, replicates, form, kept, full_blocks.size, whole)
 
-    def _curves(self, thresholds: FloatArray) -> tuple[Accumulated, Growth]:
+    def _curves(self, thresholds: FloatArray) -> tuple[Accumulated, Growth, FloatArray]:
+        """Curves, how to continue them, and (T,) the jackknife's variance of ln(kept) at their end."""
         key = thresholds.tobytes()
         if key not in self._leader:
             curves = self._rehearsal.leader(thresholds)
             growth = Growth.of(curves.share, curves.replicates, self._rehearsal.blocks)
-            self._leader[key] = (curves, growth)
+            alike = self._replicates(curves, growth, np.ones(growth.length, np.int64))
+            whole = np.zeros(thresholds.size) if alike is None else _jackknife(alike)
+            self._leader[key] = (curves, growth, whole)
         return self._leader[key]
 
     def _arrivals(self, curves: Accumulated, full_blocks: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -176,20 +184,35 @@ class AccumulationPredictor(Predictor):
         return last + slope * np.log(requests / seen)
 
     def _spread(
-        self, replicates: FloatArray | None, form: FloatArray, kept: FloatArray, requests: int
+        self,
+        curves: Accumulated,
+        replicates: FloatArray | None,
+        form: FloatArray,
+        kept: FloatArray,
+        requests: int,
+        whole: FloatArray,
     ) -> Spread | None:
+        """Spread from the replicates, ``form`` and the variance ``whole`` of the replicates at m = n."""
         if replicates is None:
             return None
-        groups = len(replicates)
-        variance = (groups - 1) * replicates.var(axis=0)
-        # A sample in which nothing varied does not tell less than one block.
-        variance = np.maximum(variance, kept**-2.0)
-        share = self._rehearsal.requests / requests
+        variance, order = _jackknife(replicates), np.zeros_like(kept)
+        if curves.chance is not None:
+            order = curves.chance.order
+            counted = np.divide(
+                curves.chance.total - order, whole, out=np.ones_like(whole), where=whole > _NOTHING
+            )
+            variance = variance * np.clip(counted, _FEWEST_COUNTED, 1.0)
+        # A sample in which nothing varied does not tell less than half a block.
+        variance = np.maximum(variance, (0.5 / kept) ** 2)
         return Spread(
             calibration=np.sqrt(np.maximum(variance, form**2)),
-            batch=np.sqrt(variance * share),
-            freedom=groups - 1,
+            batch=np.sqrt(variance * self._rehearsal.requests / requests + order),
+            freedom=len(replicates) - 1,
         )
+
+
+def _jackknife(replicates: FloatArray) -> FloatArray:
+    return np.asarray((len(replicates) - 1) * replicates.var(axis=0))
 
 
 def _mean(total: FloatArray, count: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ratedist.predictors.batch_chance import FEWEST_REQUESTS, BatchChance
 from ratedist.predictors.sample import PairSample
 from ratedist.predictors.sample_fusion import (
     Exceedances,
@@ -40,11 +41,14 @@ class Accumulated:
         share: (T, n) share of all blocks of the request that stay.
         replicates: (J, T, n) the same with each group of requests left out, NaN at the steps this leaves
             out; None where the sample is too small for replicates.
+        chance: how far one batch as large as the sample lies from the mean of such; None where no domain
+            has requests enough.
     """
 
     by_position: FloatArray
     share: FloatArray
     replicates: FloatArray | None
+    chance: BatchChance | None
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,14 @@ class Rehearsal:
         came = np.zeros((self.requests, positions))
         total = np.zeros((counted + 1, thresholds.size, self.requests))
         arrived = np.zeros((counted + 1, self.requests))
+        chances: list[BatchChance] = []
+        sizes: list[int] = []
         for units, orders, score, left_out in zip(
             self._units, self._orders, self._score, self._groups, strict=True
         ):
             left_out = left_out[: counted + 1]
             exceedances = Exceedances(score, units, thresholds, left_out)
-            by_position, counts = leader_survivors(exceedances, orders)
+            by_position, counts, by_order = leader_survivors(exceedances, orders)
             steps, width = by_position.shape[1:]
             stay[:, :steps, :width] += by_position
             lengths = np.diff(units.start)
@@ -117,11 +123,15 @@ class Rehearsal:
             present = ~left_out
             mean = (present * lengths).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
             arrived[:, :steps] += mean[:, None] * (np.arange(steps) < present.sum(axis=1)[:, None])
+            if steps >= FEWEST_REQUESTS:
+                chances.append(BatchChance.of(by_order, rotations=min(steps, _MOST_ORDERS)))
+                sizes.append(steps)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = total / arrived[:, None]
         by_position = np.broadcast_to(share[0][:, :, None], stay.shape).copy()
         np.divide(stay, came, out=by_position, where=np.broadcast_to(came > 0, stay.shape))
-        return Accumulated(by_position, share[0], share[1:] if counted else None)
+        chance = BatchChance.mean(chances, sizes) if chances else None
+        return Accumulated(by_position, share[0], share[1:] if counted else None, chance)
 
     def tree(self, thresholds: FloatArray, requests: int, *, replicates: bool = True) -> FloatArray:
         """(J + 1, T) blocks that trees over ``requests`` keep, per block that the leader variant keeps.

@@ -207,8 +207,8 @@ class Exceedances:
         return cast("NDArray[np.float32]", alive.astype(np.float32))
 
 
-def leader_survivors(exceedances: Exceedances, orders: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Blocks that stay at each step of the leader variant, on average over orders.
+def leader_survivors(exceedances: Exceedances, orders: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Blocks that stay at each step of the leader variant.
 
     Args:
         exceedances: the sample, with J replicates.
@@ -216,8 +216,9 @@ def leader_survivors(exceedances: Exceedances, orders: IntArray) -> tuple[FloatA
 
     Returns:
         by_position (T, n, positions): blocks that stay of the request that arrives at each step, nobody left
-        out; total (J, T, n): all of them, in each replicate, its steps counted without those left out
-        (NaN at steps that a replicate does not have).
+        out, on average over orders; total (J, T, n): all of them, in each replicate, its steps counted
+        without those left out (NaN at steps that a replicate does not have); by_order (orders, T, n): all of
+        them in each order, nobody left out.
 
     Test: tests/ratedist/predictors/test_sample_fusion.py::test_counts_are_those_of_the_fusions.
     """
@@ -226,7 +227,8 @@ def leader_survivors(exceedances: Exceedances, orders: IntArray) -> tuple[FloatA
     steps = orders.shape[1]
     by_position = np.zeros((levels, steps, int(units.position.max()) + 1))
     total = np.zeros((replicates, levels, steps))
-    for order in orders:
+    by_order = np.zeros((len(orders), levels, steps))
+    for number, order in enumerate(orders):
         distinct = exceedances.distinct(order)
         kept = np.zeros((levels, units.block.size, replicates), np.float32)
         step = np.zeros(replicates, np.int64)
@@ -238,8 +240,9 @@ def leader_survivors(exceedances: Exceedances, orders: IntArray) -> tuple[FloatA
             total[here, :, step[here]] += stays[:, :, here].sum(axis=1).T
             step[here] += 1
             by_position[:, place, units.position[rows]] += stays[:, :, 0]
+            by_order[number, :, place] = stays[:, :, 0].sum(axis=1)
     total[:, :, :] = np.where(np.arange(steps) < step[:, None, None], total, np.nan)
-    return by_position / len(orders), total / len(orders)
+    return by_position / len(orders), total / len(orders), by_order
 
 
 def tree_kept(exceedances: Exceedances, orders: IntArray) -> FloatArray:

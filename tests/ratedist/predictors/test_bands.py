@@ -7,6 +7,7 @@ import pytest
 import scipy
 
 from ratedist.predictors import PairSample, predictor_class
+from ratedist.predictors.accumulation import AccumulationPredictor
 from ratedist.predictors.base import Outcome, Prediction, Predictor, Spread
 from ratedist.predictors.sample_fusion import Units, fuse_sample
 
@@ -70,16 +71,19 @@ def test_bands_of_accumulation_cover_new_batches(variant: str, requests: int, bi
 
 @pytest.mark.parametrize("variant", ["leader", "tree"])
 def test_a_batch_of_m_varies_less_by_n_over_m(variant: str) -> None:
-    """At m = n sample and batch err alike; at 4n the batch has at most a quarter of the variance."""
-    predictor = predictor_class("accumulation")(sample_of(traffic(12, np.random.default_rng(3))))
+    """At m = n sample and batch err alike but for the order; at 4n the batch at most a quarter as much."""
+    predictor = AccumulationPredictor(sample_of(traffic(12, np.random.default_rng(3))))
     alike = predictor._fuse(np.full(12, BLOCKS), THRESHOLDS, variant).spread
     more = predictor._fuse(np.full(48, BLOCKS), THRESHOLDS, variant).spread
+    chance = predictor._rehearsal.leader(THRESHOLDS).chance
     assert alike is not None
     assert more is not None
-    np.testing.assert_allclose(alike.batch, alike.calibration)
+    assert chance is not None
+    assert (chance.order > 0).all()
+    np.testing.assert_allclose(alike.batch**2, alike.calibration**2 + chance.order)
     assert alike.freedom == more.freedom == 11
-    assert (more.batch > 0).all()
-    assert (more.batch <= more.calibration / 2 * (1 + 1e-9)).all()
+    assert (more.batch**2 > chance.order).all()
+    assert (more.batch**2 - chance.order <= more.calibration**2 / 4 * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("variant", ["leader", "tree"])

@@ -75,8 +75,12 @@ def test_counts_are_those_of_the_fusions(seed: int, lengths: list[int]) -> None:
     orders = np.array([rng.permutation(n) for _ in range(3)])
     left_out = np.concatenate([np.zeros((1, n), bool), np.eye(n, dtype=bool)])
     exceedances = Exceedances(score, units, THRESHOLDS, left_out)
-    by_position, total = leader_survivors(exceedances, orders)
+    by_position, total, by_order = leader_survivors(exceedances, orders)
     np.testing.assert_allclose(by_position.sum(axis=2), total[0])
+    for order, counts in zip(orders, by_order, strict=True):
+        fused = fuse_sample(score, units, order, THRESHOLDS, "leader").kept
+        by_request = [fused[:, units.rows(int(request))].sum(axis=1) for request in order]
+        np.testing.assert_array_equal(counts, np.stack(by_request, axis=1))
     for replicate, out in enumerate(left_out):
         steps = np.zeros((THRESHOLDS.size, n - out.sum()))
         place = np.zeros((THRESHOLDS.size, max(lengths)))
