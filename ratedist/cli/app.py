@@ -27,8 +27,8 @@ from ratedist.cli import (
     report,
     serve,
     simulate,
-    transfer,
     train,
+    transfer,
     validate,
 )
 from ratedist.cli.variadic import ManyValuesCommand
@@ -72,9 +72,9 @@ app.command("gallery")(gallery.gallery)
 app.command("capacity")(capacity.capacity)
 app.command("simulate", cls=ManyValuesCommand)(simulate.simulate)
 app.command("demo")(demo.demo)
-app.command("transfer", cls=ManyValuesCommand)(transfer.transfer)
 app.command("adapt", cls=ManyValuesCommand)(adapt.adapt)
 app.command("train")(train.train)
+app.command("transfer", cls=ManyValuesCommand)(transfer.transfer)
 app.command("generate")(generate.generate)
 app.command("serve", cls=ManyValuesCommand)(serve.serve)
 app.add_typer(bench.app)
