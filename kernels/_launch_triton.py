@@ -92,6 +92,7 @@ UNIT = 8
 
 _POINTEES = {
     **DTYPES,
+    torch.float64: "fp64",
     torch.uint8: "u8",
     torch.int16: "i16",
     torch.int32: "i32",

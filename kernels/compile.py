@@ -102,10 +102,11 @@ def specialisations() -> tuple[Specialisation, ...]:
     if not triton_installed():
         raise InputError("triton", None, "is not installed; install ratedist[kernels] on Linux")
     from ratedist.kernels.attention import _attention_triton
-    from ratedist.kernels.fusion import _blocks_triton, _match_triton
+    from ratedist.kernels.fusion import _blocks_triton, _match_triton, _space_triton
 
     return (
         *_blocks_triton.SPECIALISATIONS,
+        *_space_triton.SPECIALISATIONS,
         *_match_triton.SPECIALISATIONS,
         *_attention_triton.SPECIALISATIONS,
     )

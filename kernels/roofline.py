@@ -97,6 +97,8 @@ def nominal_problem(specialisation: Specialisation) -> Problem:
             0,
             0,
         )
+    if family in ("matched_blocks", "group_sums"):
+        return _space(specialisation)
     if family in ("best_match", "lowest_label"):
         constexprs = specialisation.constexprs
         # Keys alone, or keys and values.
@@ -120,6 +122,25 @@ def nominal_problem(specialisation: Specialisation) -> Problem:
     raise InputError(
         "kernel", specialisation.name, "has no nominal problem; give it one in kernels/roofline.py"
     )
+
+
+def _space(specialisation: Specialisation) -> Problem:
+    """Float32 copies without means, or sums, of one group per position of a request; an add per scalar."""
+    constexprs, size = specialisation.constexprs, specialisation.dtype.itemsize
+    scalars, groups = _BLOCKS * _BLOCK_DIM, _LENGTH // _BLOCK_SIZE
+    turned = bool(constexprs["TURN"])
+    # Of every block its id and, where keys turn, their row of the tables; then the tables, where all
+    # blocks of a position share a row.
+    traffic = scalars * size + 8 * _BLOCKS
+    if turned:
+        traffic += 4 * _BLOCKS + 2 * groups * 4 * int(constexprs["BLOCK_D"] or 0)
+    per_scalar = (3 if turned else 0) + 1
+    work = per_scalar * scalars
+    if specialisation.name.startswith("group_sums"):
+        name = f"sums of {groups} groups of {_BLOCKS} blocks of {_BLOCK_DIM}"
+        return Problem(name, traffic + groups * _BLOCK_DIM * 8, work, 0, work)
+    traffic += scalars * 4 + 8 * _BLOCKS + groups * _BLOCK_DIM * size
+    return Problem(f"{_BLOCKS} blocks of {_BLOCK_DIM} without means", traffic, work, 0, work)
 
 
 def _attention(specialisation: Specialisation) -> Problem:

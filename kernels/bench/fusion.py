@@ -14,7 +14,7 @@ from ratedist.errors import InputError
 from ratedist.kernels.bench.allocations import peak_extra_bytes
 from ratedist.kernels.fusion.driver import fuse_with
 from ratedist.kernels.fusion.fuse import Fusion, check_options, fuse, matcher_of
-from ratedist.kernels.fusion.matching import Matcher
+from ratedist.kernels.fusion.matching import Centring, Matcher, Turns
 from ratedist.kernels.fusion.options import FuseOptions
 from ratedist.kernels.fusion.scoring import Scoring
 from ratedist.kernels.layout import BlockTable, PagedLayer
@@ -131,6 +131,16 @@ class _Counting:
         self, scoring: Scoring, ids: Tensor, units: Tensor, labels: Tensor, limit: float
     ) -> Tensor:
         return self._matcher.lowest_label(scoring, ids, units, labels, limit)
+
+    def matched_blocks(
+        self, pool: Tensor, ids: Tensor, turns: Turns | None, centring: Centring | None
+    ) -> Tensor:
+        return self._matcher.matched_blocks(pool, ids, turns, centring)
+
+    def group_means(
+        self, pool: Tensor, ids: Tensor, turns: Turns | None, group: Tensor, groups: int
+    ) -> Tensor:
+        return self._matcher.group_means(pool, ids, turns, group, groups)
 
     def best_match(self, scoring: Scoring, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         self.shapes.append((len(rows), len(cols)))

@@ -8,11 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratedist.kernels.fusion._space_cpu import group_means, matched_blocks
 from ratedist.kernels.fusion.chunks import blocks_per_chunk
 from ratedist.kernels.fusion.matching import NO_LABEL
 from ratedist.kernels.fusion.scoring import Part, Scoring
 
-__all__ = ["best_match", "block_norms", "gather_blocks", "lowest_label", "tile_shape"]
+__all__ = [
+    "best_match",
+    "block_norms",
+    "gather_blocks",
+    "group_means",
+    "lowest_label",
+    "matched_blocks",
+    "tile_shape",
+]
 
 _WORKING_SHARE = 0.09
 """Working memory of a match, as a share of the pool's keys and values."""

@@ -21,10 +21,19 @@ from ratedist.kernels._launch_triton import (
 )
 from ratedist.kernels.fusion._blocks_triton import block_norms, block_rows, gather_blocks
 from ratedist.kernels.fusion._match_kernels_triton import best_match_kernel, lowest_label_kernel
+from ratedist.kernels.fusion._space_triton import group_means, matched_blocks
 from ratedist.kernels.fusion.matching import NO_LABEL
 from ratedist.kernels.fusion.scoring import Scoring
 
-__all__ = ["SPECIALISATIONS", "best_match", "block_norms", "gather_blocks", "lowest_label"]
+__all__ = [
+    "SPECIALISATIONS",
+    "best_match",
+    "block_norms",
+    "gather_blocks",
+    "group_means",
+    "lowest_label",
+    "matched_blocks",
+]
 
 _FORMS = {
     (1, False, False): "keys",
@@ -36,8 +45,7 @@ _FORMS = {
 """(terms, several parts, distance) of a scoring, and the criterion that has this form; keys of several
 layers are a mean too."""
 
-
-_SYMMETRIC = ((1, False, False), (2, False, False), (1, True, False))
+_SYMMETRIC = tuple(form for form in _FORMS if not form[2])
 """Forms whose components are asked for."""
 
 _OPERANDS = {

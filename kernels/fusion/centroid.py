@@ -1,39 +1,43 @@
-"""The centroid variant: the tree, with the mean direction of a group's members as its representative."""
+"""The centroid variant: the tree, with the mean direction of a group's members as its representative.
+
+A group goes by the name of its first block, and its centroid moves as soon as a node of the tree is done.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ratedist.kernels.fusion.caps import Caps
 from ratedist.kernels.fusion.chunks import blocks_per_chunk
 from ratedist.kernels.fusion.scoring import Part
 from ratedist.kernels.fusion.space import Space
-from ratedist.kernels.fusion.units import Match, left_share
 
-__all__ = ["Centroids", "fuse_centroid"]
+__all__ = ["Centroids"]
 
 
 class Centroids:
     """Representatives of growing groups, in the place of the block that founded each.
 
     A group's representative is Σ x / ‖x‖ over its members, normalised, times the mean of their norms; for
-    keys and for values. Every logical block is a member, so a block with duplicates counts as often as it
-    stands. The pools of the space are overwritten.
+    keys and for values of every layer. Every logical block is a member, so a block with duplicates counts as
+    often as it stands. The pools of the spaces are overwritten.
     """
 
-    def __init__(self, space: Space, first: Tensor) -> None:
+    def __init__(self, spaces: Sequence[Space], first: Tensor) -> None:
         """Start with every distinct block as a group, with its duplicates.
 
         Args:
-            space: float32 copies of the distinct blocks; their blocks and norms are written to.
+            spaces: float32 copies of the distinct blocks of each layer, in the same places; their blocks and
+                norms are written to.
             first: (n,) int64 position of the byte-equal candidate whose block each takes.
         """
-        self._place = space.place
+        self._place = spaces[0].place
         copies = torch.bincount(first, minlength=len(first))
-        self._groups = [_Group.start(part, copies, space.place) for part in (space.pools.k, space.pools.v)]
+        parts = [part for space in spaces for part in (space.pools.k, space.pools.v)]
+        self._groups = [_Group.start(part, copies, self._place) for part in parts]
 
     def merge(self, members: Tensor, targets: Tensor) -> None:
         """Let the groups of ``targets`` take in those of ``members``.
@@ -48,7 +52,7 @@ class Centroids:
 
 @dataclass
 class _Group:
-    """Keys or values of all groups.
+    """Keys or values of all groups in one layer.
 
     Attributes:
         part: representatives and their norms.
@@ -97,35 +101,3 @@ class _Group:
         for start in range(0, len(ids), step):
             chunk = ids[start : start + step]
             pool[chunk] = pool[chunk] * factor[start : start + step, None]
-
-
-def fuse_centroid(
-    units: list[Tensor],
-    match: Match,
-    limit: float,
-    absorber: Tensor,
-    centroids: Centroids,
-    caps: Caps | None = None,
-) -> None:
-    """At every node, each group on the right joins its best match on the left.
-
-    As the tree, but groups are matched by their centroids, which move as soon as a node is done. A group
-    goes by the name of its first block. Writes the absorber of every block of ``units``.
-    """
-
-    def merge(low: int, high: int) -> Tensor:
-        if high - low == 1:
-            return units[low]
-        middle = low + left_share(high - low)
-        left, right = merge(low, middle), merge(middle, high)
-        found, position = match(right, left)
-        absorbed = found > limit
-        if caps is not None:
-            asking = absorbed.clone()
-            absorbed[asking] = caps.admit(right[asking], left[position[asking]], found[asking])
-        leaving = right[absorbed]
-        absorber[leaving] = left[position[absorbed]]
-        centroids.merge(leaving, absorber[leaving])
-        return torch.cat((left, right[~absorbed]))
-
-    merge(0, len(units))

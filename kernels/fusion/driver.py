@@ -10,7 +10,7 @@ from torch import Tensor
 from ratedist.kernels.fusion.assemble import assemble, distinct_scales
 from ratedist.kernels.fusion.candidates import check_scales, find_candidates, usable_norms
 from ratedist.kernels.fusion.caps import Caps
-from ratedist.kernels.fusion.centroid import Centroids, fuse_centroid
+from ratedist.kernels.fusion.centroid import Centroids
 from ratedist.kernels.fusion.centroid_layer import store_centroids
 from ratedist.kernels.fusion.components import fuse_components
 from ratedist.kernels.fusion.exact import first_equal
@@ -48,7 +48,7 @@ def fuse_together(
     Args:
         matcher: the backend.
         layers: one, or several with one block table and one shape and dtype of blocks.
-        options: what to do; components and centroids are of a single layer.
+        options: what to do, as ``check_space`` lets it pass.
         names: of the layers, for messages.
     """
     fused = isinstance(layers[0], FusedLayer)
@@ -75,20 +75,19 @@ def fuse_together(
     absorber = first.clone()
     score = torch.ones(len(blocks), dtype=torch.float32, device=device)
     caps = Caps(blocks, first, options) if options.capped else None
-    centroids = Centroids(spaces[0], first) if options.variant == "centroid" else None
+    centroids = Centroids(spaces, first) if options.variant == "centroid" else None
     for units in units_by_domain(blocks, first):
         if options.variant == "components":
             fuse_components(units, lowest_label, absorber)
-        elif centroids is not None:
-            fuse_centroid(units, match, options.limit, absorber, centroids, caps)
+        elif options.variant == "leader":
+            fuse_leader(units, match, options.limit, absorber, score, caps)
         else:
-            fuse_units = fuse_leader if options.variant == "leader" else fuse_tree
-            fuse_units(units, match, options.limit, absorber, score, caps)
+            joined = None if centroids is None else centroids.merge
+            fuse_tree(units, match, options.limit, absorber, score, caps, joined)
 
     representative = find_roots(absorber)
     if centroids is not None:
-        assert isinstance(layers[0], PagedLayer)
-        return [store_centroids(layers[0], blocks, spaces[0], first, absorber, representative, options)]
+        return store_centroids(matcher, layers, blocks, spaces, first, absorber, representative, options)
     own = torch.arange(len(blocks), device=device)
     # In the tree, the absorber of a block may have been absorbed later: then its score speaks of another.
     # In a component there is none yet.

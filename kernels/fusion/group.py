@@ -15,9 +15,7 @@ from ratedist.kernels.fusion.space import check_space
 from ratedist.kernels.layout import PagedLayer
 from ratedist.kernels.triton_support import choose_backend
 
-__all__ = ["GROUP_VARIANTS", "fuse_group"]
-
-GROUP_VARIANTS = ("leader", "tree")
+__all__ = ["fuse_group"]
 
 
 def fuse_group(
@@ -31,12 +29,13 @@ def fuse_group(
 
     With criterion "both", say, that is the lower one of the mean similarity of the keys and the mean
     similarity of the values. Exact duplicates are byte-equal in every layer. Means (``options.centre``),
-    scales and readings are each layer's own. All else is as ``ratedist.kernels.fusion.fuse.fuse`` has it; a
-    group of one layer is fused as that does.
+    scales, readings and centroids are each layer's own. Centroids follow the blocks of each layer's pool, so
+    the layers' block tables differ where their pools are of different sizes. All else is as
+    ``ratedist.kernels.fusion.fuse.fuse`` has it; a group of one layer is fused as that does.
 
     Args:
         layers: with equal block tables, lengths and domains, and blocks of one shape and dtype.
-        options: with one of ``GROUP_VARIANTS``.
+        options: what to do, to all layers alike.
         backend: as for ``fuse``.
         layer_names: one per layer, for messages; by default their indices in ``layers``.
 
@@ -44,7 +43,7 @@ def fuse_group(
         A fusion per layer; ``representative``, ``absorber``, ``score`` and the counts are the same in all.
 
     Raises:
-        InputError: layers that differ, another variant, or what ``fuse`` refuses.
+        InputError: layers that differ, or what ``fuse`` refuses.
     """
     layers = list(layers)
     names = list(range(len(layers))) if layer_names is None else list(layer_names)
@@ -58,10 +57,6 @@ def fuse_group(
         if not isinstance(layer, PagedLayer):
             raise InputError("layers", f"{type(layer).__name__} ({name})", "must be PagedLayers")
         _check_alike(layers[0], layer, name)
-    if options.variant not in GROUP_VARIANTS:
-        raise InputError(
-            "variant", options.variant, f"must be one of {', '.join(GROUP_VARIANTS)} for a group of layers"
-        )
     check_space(layers[0], options)
     chosen = choose_backend(backend, layers[0].k.device, BACKENDS)
     if chosen == "reference":

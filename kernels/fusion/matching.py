@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from ratedist.kernels.fusion.scoring import Scoring
+from ratedist.kernels.rotary import Rotary
 
-__all__ = ["NO_LABEL", "Matcher"]
+__all__ = ["NO_LABEL", "Centring", "Matcher", "Turns"]
 
 NO_LABEL = 2**31 - 1
 """What ``Matcher.lowest_label`` returns where no column exceeds the limit; above every label."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How far the keys of n blocks are turned.
+
+    Attributes:
+        rotary: what turns them.
+        tokens: (n,) int64 positions that each block is turned by; negative: back.
+    """
+
+    rotary: Rotary
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Centring:
+    """The means that are taken away from n blocks.
+
+    Attributes:
+        means: (groups, block_size, kv_heads, head_dim) in the dtype of the pool.
+        group: (n,) int64 mean that belongs to each block.
+    """
+
+    means: Tensor
+    group: Tensor
 
 
 class Matcher(Protocol):
@@ -53,7 +81,7 @@ class Matcher(Protocol):
         """The lowest label among the blocks of other units whose score with a block exceeds the limit.
 
         Args:
-            scoring: a symmetric one, over a single layer.
+            scoring: a symmetric one.
             ids: (n,) int64 physical ids.
             units: (n,) int32 unit of each block.
             labels: (n,) int32 label of each block, below ``NO_LABEL``.
@@ -67,3 +95,30 @@ class Matcher(Protocol):
 
     def gather_blocks(self, pool: Tensor, ids: Tensor) -> Tensor:
         """(len(ids), block_size, kv_heads, head_dim): copies of the blocks ``ids`` in a new, dense pool."""
+
+    def matched_blocks(
+        self, pool: Tensor, ids: Tensor, turns: Turns | None, centring: Centring | None
+    ) -> Tensor:
+        """(n, block_size, kv_heads, head_dim) float32: copies of blocks, turned and then without their means.
+
+        Args:
+            pool: keys or values.
+            ids: (n,) int64 physical ids.
+            turns: of these blocks; None where they stay as they are.
+            centring: of these blocks; None where nothing is taken away.
+        """
+
+    def group_means(
+        self, pool: Tensor, ids: Tensor, turns: Turns | None, group: Tensor, groups: int
+    ) -> Tensor:
+        """(groups, block_size, kv_heads, head_dim) in the pool's dtype: means of blocks that were turned.
+
+        Summed in float64, so that neither the order nor the company of a group moves its mean.
+
+        Args:
+            pool: keys or values.
+            ids: (n,) int64 physical ids.
+            turns: of these blocks; None where they stay as they are.
+            group: (n,) int64 group of each block; none is empty.
+            groups: how many there are.
+        """

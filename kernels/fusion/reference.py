@@ -96,18 +96,21 @@ def fuse_reference(
             v = {a: v[a] - mean[family[a]][1].float() for a in candidates}
         return k, v, mean
 
-    k, v, mean = matched(layer)
+    as_matched = [matched(one) for one in together]
+    this = next(n for n, one in enumerate(together) if one is layer)
+    k, v, mean = as_matched[this]
 
     # Step 2: the distinct blocks, unit by unit.
-    matrix = _score_matrix(candidates, [matched(one)[:2] for one in together], options.criterion)
+    matrix = _score_matrix(candidates, [one[:2] for one in as_matched], options.criterion)
     index = {a: n for n, a in enumerate(candidates)}
 
-    # Centroids move, and are scored anew; elsewhere a group is scored by its representative.
-    centre = {a: (k[a], v[a]) for a in candidates}
+    # Of every layer. Centroids move, and are scored anew; elsewhere a group is scored by its representative.
+    own = [{a: (part_k[a], part_v[a]) for a in candidates} for part_k, part_v, _ in as_matched]
+    centre = [dict(blocks) for blocks in own]
 
     def score(a: int, b: int) -> float:
         if options.variant == "centroid":
-            return _pair_score(centre[a], centre[b], options.criterion)
+            return _pair_score([c[a] for c in centre], [c[b] for c in centre], options.criterion)
         return min(float(matrix[index[a], index[b]]), 1.0)
 
     limit = float(torch.tensor(options.threshold, dtype=torch.float32))
@@ -139,7 +142,9 @@ def fuse_reference(
         for b in grown:
             # A duplicate goes by its first copy.
             twins = [first[a] for a in readers[b]]
-            centre[b] = _centroid([k[a] for a in twins]), _centroid([v[a] for a in twins])
+            for blocks, centres in zip(own, centre, strict=True):
+                keys, values = zip(*(blocks[a] for a in twins), strict=True)
+                centres[b] = _centroid(keys), _centroid(values)
         return [a for a in unit_blocks if absorber[a] == a]
 
     for d in sorted(set(domain.values())):
@@ -175,19 +180,22 @@ def fuse_reference(
     if options.variant == "centroid":
         altered |= {a for a in candidates if representative[a] in {representative[b] for b in altered}}
         for root in sorted({representative[a] for a in altered}):
-            means = mean.get(family[root], (torch.zeros(()), torch.zeros(())))
-            block, block_v = (c + m.float() for c, m in zip(centre[root], means, strict=True))
-            block = block.view(layer.k.shape[1:])
-            if options.rotary is not None:
-                block = _turn(block, position[root], options.rotary)
-            block, block_v = block.to(layer.k.dtype), block_v.view(block.shape).to(layer.k.dtype)
-            place[root] = len(layer.k) + len(new_k) - 1
-            new_k.append(block[None])
-            new_v.append(block_v[None])
-            block = block.float()
-            if options.rotary is not None:
-                block = _turn(block, -position[root], options.rotary)
-            centre[root] = block.flatten() - means[0].float(), block_v.float().flatten() - means[1].float()
+            for number, (one, centres) in enumerate(zip(together, centre, strict=True)):
+                taken = as_matched[number][2]
+                away = tuple(m.float() for m in taken.get(family[root], (torch.zeros(()), torch.zeros(()))))
+                block, block_v = (c + m for c, m in zip(centres[root], away, strict=True))
+                block = block.view(shape)
+                if options.rotary is not None:
+                    block = _turn(block, position[root], options.rotary)
+                block, block_v = block.to(one.k.dtype), block_v.view(shape).to(one.k.dtype)
+                if number == this:
+                    place[root] = len(layer.k) + len(new_k) - 1
+                    new_k.append(block[None])
+                    new_v.append(block_v[None])
+                block = block.float()
+                if options.rotary is not None:
+                    block = _turn(block, -position[root], options.rotary)
+                centres[root] = block.flatten() - away[0], block_v.float().flatten() - away[1]
 
     new_entries = torch.full_like(table.entries, UNUSED)
     representative_map = torch.full((requests, max_blocks), -1, dtype=torch.int64, device=layer.k.device)
@@ -210,12 +218,13 @@ def fuse_reference(
             scores[i, b] = 1.0
             if a in altered:
                 # Duplicates as their first copy: its bytes, at its position.
-                own, shared = (k[first[a]], v[first[a]]), centre[root]
                 scores[i, b] = score(first[a], root)
                 if options.variant == "centroid":
-                    scores[i, b] = _pair_score(own, shared, options.criterion)
-                k_scale[i, b] *= _scale(own[0], shared[0], options.scale)
-                v_scale[i, b] *= _scale(own[1], shared[1], options.scale)
+                    stands = [c[root] for c in centre]
+                    scores[i, b] = _pair_score([c[first[a]] for c in own], stands, options.criterion)
+                shared = centre[this][root]
+                k_scale[i, b] *= _scale(k[first[a]], shared[0], options.scale)
+                v_scale[i, b] *= _scale(v[first[a]], shared[1], options.scale)
                 shift[i, b] = position[first[a]] - position[root]
                 if mean:
                     for table_of, c in ((add, first[a]), (subtract, root)):
@@ -267,13 +276,18 @@ def _score_matrix(
     return torch.minimum(keys, values) if criterion == "both" else (keys + values) / 2
 
 
-def _pair_score(member: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], criterion: str) -> float:
-    """The score of keys and values of one block as a member of another, at most 1."""
-    k, v = ({0: mine, 1: theirs} for mine, theirs in zip(member, other, strict=True))
-    return min(float(_score_matrix([0, 1], [(k, v)], criterion)[0, 1]), 1.0)
+def _pair_score(
+    member: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]], criterion: str
+) -> float:
+    """The score of one block's keys and values in every layer as a member of another's, at most 1."""
+    layers = [
+        ({0: k, 1: other_k}, {0: v, 1: other_v})
+        for (k, v), (other_k, other_v) in zip(member, other, strict=True)
+    ]
+    return min(float(_score_matrix([0, 1], layers, criterion)[0, 1]), 1.0)
 
 
-def _centroid(members: list[Tensor]) -> Tensor:
+def _centroid(members: Sequence[Tensor]) -> Tensor:
     """The mean direction, normalised, times the mean norm."""
     total = torch.stack([x / x.norm() if x.any() else x for x in members]).sum(0)
     length = torch.stack([x.norm() for x in members]).mean()

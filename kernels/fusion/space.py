@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.candidates import Candidates, place_name
-from ratedist.kernels.fusion.chunks import blocks_per_chunk
-from ratedist.kernels.fusion.matching import Matcher
+from ratedist.kernels.fusion.matching import Centring, Matcher, Turns
 from ratedist.kernels.fusion.options import FuseOptions
 from ratedist.kernels.fusion.scoring import Part, Pools
 from ratedist.kernels.layout import FusedLayer, PagedLayer
@@ -44,29 +42,33 @@ class Transform:
     means: tuple[Tensor, Tensor] | None
     group: Tensor
 
-    def remove(self, part: str, blocks: Tensor, which: Tensor) -> Tensor:
-        """(m, block_size, kv_heads, head_dim) float32: the ``blocks`` of candidates ``which`` as matched."""
-        blocks = self._turned_back(part, blocks, which)
+    def remove(self, matcher: Matcher, part: str, pool: Tensor, ids: Tensor, which: Tensor) -> Tensor:
+        """(m, block_size, kv_heads, head_dim) float32: stored blocks as candidates ``which`` are matched.
+
+        Args:
+            matcher: the backend.
+            part: "k" or "v".
+            pool: that holds the blocks.
+            ids: (m,) int64 physical ids.
+            which: (m,) int64 candidates whose positions and means are taken away.
+        """
+        centring = None
         if self.means is not None:
-            blocks = blocks - self._mean(part, which)
-        return blocks
+            centring = Centring(self.means[part == "v"], self.group[which])
+        return matcher.matched_blocks(pool, ids, self._turns_back(part, which), centring)
 
     def restore(self, part: str, blocks: Tensor, which: Tensor) -> Tensor:
         """What ``remove`` took away is put back, as it is for the candidates ``which``."""
         if self.means is not None:
-            blocks = blocks + self._mean(part, which)
+            blocks = blocks + self.means[part == "v"].index_select(0, self.group[which]).float()
         if self.rotary is not None and part == "k":
             blocks = rotate(blocks, self.position[which], self.rotary)
         return blocks
 
-    def _turned_back(self, part: str, blocks: Tensor, which: Tensor) -> Tensor:
-        if self.rotary is not None and part == "k":
-            return rotate(blocks, -self.position[which], self.rotary)
-        return blocks
-
-    def _mean(self, part: str, which: Tensor) -> Tensor:
-        assert self.means is not None
-        return self.means[part == "v"].index_select(0, self.group[which]).float()
+    def _turns_back(self, part: str, which: Tensor) -> Turns | None:
+        if self.rotary is None or part != "k":
+            return None
+        return Turns(self.rotary, -self.position[which])
 
     def reading(
         self,
@@ -188,7 +190,7 @@ def make_space(
     For centroids they are copies in any case, as they are written to.
 
     Args:
-        matcher: computes the norms of copies.
+        matcher: makes the copies and computes their norms.
         layer: the layer.
         blocks: its n candidates.
         norms: (blocks,) float32 norms of the pool's keys and of its values.
@@ -201,16 +203,11 @@ def make_space(
     """
     if options.rotary is None and options.centre is None and options.variant != "centroid":
         return Space(Pools(Part(layer.k, norms[0]), Part(layer.v, norms[1])), blocks.physical)
-    transform = _find_transform(layer, blocks, options)
+    transform = _find_transform(matcher, layer, blocks, options)
     distinct = torch.nonzero(first == torch.arange(len(blocks), device=layer.k.device)).flatten()
     parts = []
     for part, pool in (("k", layer.k), ("v", layer.v)):
-        copy = torch.empty(len(distinct), *pool.shape[1:], dtype=torch.float32, device=pool.device)
-        step = blocks_per_chunk(pool)
-        for start in range(0, len(distinct), step):
-            which = distinct[start : start + step]
-            stored = pool.index_select(0, blocks.physical[which]).float()
-            copy[start : start + step] = transform.remove(part, stored, which)
+        copy = transform.remove(matcher, part, pool, blocks.physical[distinct], distinct)
         norm = matcher.block_norms(copy)
         bad = torch.nonzero(~torch.isfinite(norm)).flatten()
         if len(bad):
@@ -226,7 +223,9 @@ def make_space(
     return Space(Pools(parts[0], parts[1]), place[first], transform)
 
 
-def _find_transform(layer: PagedLayer | FusedLayer, blocks: Candidates, options: FuseOptions) -> Transform:
+def _find_transform(
+    matcher: Matcher, layer: PagedLayer | FusedLayer, blocks: Candidates, options: FuseOptions
+) -> Transform:
     table, rotary = layer.table, options.rotary
     max_blocks = max(1, table.entries.shape[1])
     position = blocks.logical % max_blocks * table.block_size
@@ -239,26 +238,7 @@ def _find_transform(layer: PagedLayer | FusedLayer, blocks: Candidates, options:
         _, domain = torch.unique(blocks.domain, return_inverse=True)
         key = domain * max_blocks + blocks.logical % max_blocks
     groups, group = torch.unique(key, return_inverse=True)
-    plain = Transform(rotary, position, None, group)
-
-    def means(part: str, pool: Tensor) -> Tensor:
-        def read(which: Tensor) -> Tensor:
-            return plain.remove(part, pool.index_select(0, blocks.physical[which]).float(), which)
-
-        return _group_means(read, group, len(groups), pool)
-
-    return Transform(rotary, position, (means("k", layer.k), means("v", layer.v)), group)
-
-
-def _group_means(read: Callable[[Tensor], Tensor], group: Tensor, groups: int, pool: Tensor) -> Tensor:
-    """(groups, block_size, kv_heads, head_dim) in the pool's dtype, as they are stored and used.
-
-    Summed in float64, so that neither the order nor the company of a group moves its mean.
-    """
-    total = torch.zeros(groups, *pool.shape[1:], dtype=torch.float64, device=pool.device)
-    step = blocks_per_chunk(pool)
-    for start in range(0, len(group), step):
-        which = torch.arange(start, min(start + step, len(group)), device=pool.device)
-        total.index_add_(0, group[which], read(which).double())
-    count = torch.bincount(group, minlength=groups)
-    return total.div_(count[:, None, None, None]).to(pool.dtype)
+    back = None if rotary is None else Turns(rotary, -position)
+    k = matcher.group_means(layer.k, blocks.physical, back, group, len(groups))
+    v = matcher.group_means(layer.v, blocks.physical, None, group, len(groups))
+    return Transform(rotary, position, (k, v), group)

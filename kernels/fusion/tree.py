@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,12 @@ def fuse_tree(
     absorber: Tensor,
     score: Tensor,
     caps: Caps | None = None,
+    joined: Callable[[Tensor, Tensor], None] | None = None,
 ) -> None:
     """At every node, each block kept on the right is absorbed by its best match kept on the left.
 
-    Writes the absorber of every block of ``units``, and the score against this absorber.
+    Writes the absorber of every block of ``units``, and the score against this absorber. Where ``joined`` is
+    given, it is told at every node which blocks were absorbed and by which, before another node is matched.
     """
 
     def merge(low: int, high: int) -> Tensor:
@@ -37,6 +41,8 @@ def fuse_tree(
         leaving = right[absorbed]
         absorber[leaving] = left[position[absorbed]]
         score[leaving] = found[absorbed]
+        if joined is not None:
+            joined(leaving, absorber[leaving])
         return torch.cat((left, right[~absorbed]))
 
     merge(0, len(units))

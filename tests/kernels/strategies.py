@@ -238,6 +238,18 @@ def score_oracle(k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, criterion: st
     return score.clamp(max=1.0)
 
 
+def joint_oracle(layers: list[tuple[Tensor, Tensor]], rows: Tensor, cols: Tensor, criterion: str) -> Tensor:
+    """As ``score_oracle``, with the means over several layers' keys and values in their places."""
+    single = "distance" if criterion == "distance" else "keys"
+    keys, values = (
+        torch.stack([score_oracle(layer[part], layer[part], rows, cols, single) for layer in layers]).mean(0)
+        for part in (0, 1)
+    )
+    if criterion == "keys":
+        return keys
+    return torch.minimum(keys, values) if criterion == "both" else (keys + values) / 2
+
+
 def score_matrix(layer: PagedLayer, criterion: str) -> Tensor:
     """(n, n) float64 scores of the candidates, a row as the member of a column."""
     ids = layer.table.entries.flatten()[full_blocks(layer)].long()

@@ -34,6 +34,7 @@ def test_every_kernel_compiles(target: str) -> None:
     shown = {(kernel["name"], kernel["dtype"]) for kernel in kernels}
     floats = {"float32", "float16", "bfloat16"}
     names = ("block_norms", "best_match[keys]", "best_match[distance]", "attention[16x64]")
+    names += ("matched_blocks[flat]", "matched_blocks[turned 128]", "group_sums[turned 128]")
     assert shown >= {(name, dtype) for name in (*names, "attention_merge") for dtype in floats}
     assert len(shown) == len(kernels) == len(compiling.specialisations())
     for kernel in kernels:
@@ -55,6 +56,8 @@ def test_every_kernel_compiles(target: str) -> None:
         if target.startswith("cuda") and not (kernel["has_product"] and low):
             # float32 products are IEEE, for which NVIDIA has no matrix instructions.
             assert kernel["matrix_instructions"] == 0, label
+        if kernel["name"].startswith("matched_blocks["):
+            assert kernel["loads"] == {"pool": 16, "mean_pool": 16}, label
         if kernel["name"].startswith("attention["):
             assert kernel["loads"] == {"k_pool": 16, "v_pool": 16}, label
         if kernel["name"].startswith("attention_reading["):
@@ -71,7 +74,7 @@ from triton.compiler import make_backend
 from triton.runtime import jit
 from ratedist.kernels import _launch_triton, compile as compiling
 from ratedist.kernels.attention import _attention_triton
-from ratedist.kernels.fusion import _match_triton, scoring
+from ratedist.kernels.fusion import _match_triton, matching, scoring
 from ratedist.kernels.attention import paged_attention
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.quantised import quantise
@@ -146,12 +149,18 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for count in (1, 16, 33):
             ids = torch.zeros(count + 1, dtype=torch.int64)[1:]
             _match_triton.gather_blocks(pool, ids)
+            turns = matching.Turns(Rotary.from_base(1e4, 8), ids)
+            centring = matching.Centring(pool, ids)
+            for turned in (None, turns):
+                _match_triton.matched_blocks(pool, ids, turned, None)
+                _match_triton.matched_blocks(pool, ids, turned, centring)
+                _match_triton.group_means(pool, ids, turned, ids, 1)
             one = scoring.Pools(scoring.Part(pool, norm), scoring.Part(pool, norm))
             for criterion in scoring.CRITERIA:
                 for layers in ([one], [one, one]):
                     scored = scoring.make_scoring(criterion, layers)
                     _match_triton.best_match(scored, ids, ids)
-                    if criterion != "distance" and len(layers) == 1:
+                    if criterion != "distance":
                         _match_triton.lowest_label(scored, ids, ids.int(), ids.int(), 0.5)
 missed = [known[i].name for i in range(len(known)) if i not in seen]
 assert not missed, missed

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from closeness import TOLERANCE
 from hypothesis import assume
 from hypothesis import strategies as st
-from strategies import CLOSE, criteria, full_blocks, layers, on_every_backend, scales, score_oracle
+from strategies import CLOSE, criteria, full_blocks, joint_oracle, layers, on_every_backend, scales
 from test_fuse_by_hand import direction, one_token_layer
+from test_fuse_group import sisters
 from test_fuse_transformed import KINDS, Wish, firsts, wish
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.fusion.fuse import fuse
+from ratedist.kernels.fusion.fuse import Fusion, fuse
+from ratedist.kernels.fusion.group import fuse_group
+from ratedist.kernels.fusion.options import FuseOptions
 from ratedist.kernels.layout import FusedLayer, PagedLayer
 from ratedist.kernels.restore import block_errors, read_blocks
 
@@ -26,11 +30,22 @@ def centroid(members: list[Tensor]) -> Tensor:
     return total / total.norm() * torch.stack([x.norm() for x in members]).mean()
 
 
-def grouped(asked: Wish, threshold: float, criterion: str) -> tuple[dict[int, list[int]], float]:
-    """Members of every group by its first block, level by level in float64, and the narrowest decision."""
-    layer, first = asked.layer, firsts(asked.layer)
+def grouped(
+    layer: PagedLayer,
+    first: dict[int, int],
+    matched: list[list[Tensor]],
+    threshold: float,
+    criterion: str,
+) -> tuple[dict[int, list[int]], float]:
+    """Members of every group by its first block, level by level in float64, and the narrowest decision.
+
+    Args:
+        layer: for its requests and domains.
+        first: of every candidate the one whose block it takes.
+        matched: of every layer the candidates' keys and values as they are matched.
+        threshold, criterion: of the fusion.
+    """
     logical, max_blocks = full_blocks(layer), layer.table.entries.shape[1]
-    (k, v), _ = asked.matched()
     index = {a: n for n, a in enumerate(logical)}
     domain = layer.table.domains.tolist()
     members: dict[int, list[int]] = {}
@@ -50,9 +65,15 @@ def grouped(asked: Wish, threshold: float, criterion: str) -> tuple[dict[int, li
                 right = rest[0] if rest else []
                 found: list[tuple[int, int]] = []
                 if left and right:
-                    pools = [torch.stack([middle(part, a) for a in left + right]) for part in (k, v)]
+                    centres = [
+                        (
+                            torch.stack([middle(k, a) for a in left + right]),
+                            torch.stack([middle(v, a) for a in left + right]),
+                        )
+                        for k, v in matched
+                    ]
                     rows, cols = torch.arange(len(right)) + len(left), torch.arange(len(left))
-                    score = score_oracle(*pools, rows, cols, criterion)
+                    score = joint_oracle(centres, rows, cols, criterion)
                     margin = min(margin, float((score - threshold).abs().min()))
                     for a, row in zip(right, score, strict=True):
                         top = row.sort(descending=True).values
@@ -72,40 +93,83 @@ def grouped(asked: Wish, threshold: float, criterion: str) -> tuple[dict[int, li
     criteria,
     scales,
     st.sampled_from(["plain", "plain", *KINDS]),
+    st.sampled_from([1, 1, 2, 3]),
     st.integers(0, 99),
     share=0.7,
 )
 def test_groups_read_their_centroid(
-    backend: str, layer: PagedLayer, threshold: float, criterion: str, scale: str, kind: str, seed: int
+    backend: str,
+    layer: PagedLayer,
+    threshold: float,
+    criterion: str,
+    scale: str,
+    kind: str,
+    count: int,
+    seed: int,
 ) -> None:
     """Against float64: who joins whom, the mean direction and norm, scales, scores, and what is read.
 
-    Of the invariants of a fusion, three do not hold: the pool is another one, whoever is kept may read a
-    centroid with a scale, and fusing again is refused.
+    Of one layer, or of several that are fused together. Of the invariants of a fusion, three do not hold: the
+    pool is another one, whoever is kept may read a centroid with a scale, and fusing again is refused.
     """
-    asked = Wish(layer, {}) if kind == "plain" else wish(layer, kind, seed)
-    logical, first = full_blocks(layer), firsts(layer)
-    (k, v), means = asked.matched()
+    together = sisters(layer, count, seed)
+    wishes = [Wish(one, {}) if kind == "plain" else wish(one, kind, seed) for one in together]
+    matched = [asked.matched()[0] for asked in wishes]
     # Without a direction there is nothing to take the mean of.
-    assume(all(bool((part.flatten(1).norm(dim=1) > 1e-2).all()) for part in (k, v)))
-    members, margin = grouped(asked, threshold, criterion)
+    assume(all(bool((part.flatten(1).norm(dim=1) > 1e-2).all()) for pair in matched for part in pair))
+    # Byte-equal in every layer is byte-equal in one that has the heads of all of them.
+    wide_k = torch.cat([one.k[: len(layer.k)] for one in together], dim=2)
+    wide_v = torch.cat([one.v[: len(layer.k)] for one in together], dim=2)
+    first = firsts(PagedLayer(wide_k, wide_v, layer.table))
+    members, margin = grouped(layer, first, matched, threshold, criterion)
     assume(margin > 2 * CLOSE)
-    before = [pool.clone() for pool in (layer.k, layer.v)]
-    fusion = fuse(
-        layer,
-        threshold=threshold,
-        variant="centroid",
-        criterion=criterion,
-        scale=scale,
-        backend=backend,
-        **asked.options,
-    )
+    before = [(one.k.clone(), one.v.clone()) for one in together]
+    options = FuseOptions(threshold, "centroid", criterion, scale, **wishes[0].options)
+    if count == 1:
+        fusions = [fuse(layer, **vars(options), backend=backend)]
+    else:
+        fusions = fuse_group(together, options, backend=backend)
+    several = [b for b, group in members.items() if len({first[a] for a in group}) > 1]
+    pairs: dict[int, list[tuple[Tensor, Tensor]]] = {a: [] for b in several for a in members[b]}
+    ratio = 1.0
+    for asked, fusion, old in zip(wishes, fusions, before, strict=True):
+        for a, pair, means in read_as_centroids(asked, fusion, old, first, members, several, scale):
+            pairs[a].append(pair)
+            ratio = max(
+                ratio,
+                *(float((m[0].norm() + m[1].norm()) / x[0].norm()) for m, x in zip(means, pair, strict=True)),
+            )
+    row, col = torch.tensor([0]), torch.tensor([1])
+    for a, pair_of in pairs.items():
+        wanted = float(joint_oracle(pair_of, row, col, criterion).clamp(max=1.0))
+        for fusion in fusions:
+            assert float(fusion.score.flatten()[a]) == pytest.approx(
+                wanted, abs=4 * TOLERANCE[layer.k.dtype] * (1 + abs(wanted)) * ratio
+            )
+
+
+def read_as_centroids(
+    asked: Wish,
+    fusion: Fusion,
+    before: tuple[Tensor, Tensor],
+    first: dict[int, int],
+    members: dict[int, list[int]],
+    several: list[int],
+    scale: str,
+) -> Iterator[tuple[int, tuple[Tensor, Tensor], list[Tensor]]]:
+    """Hold one layer's fusion against its groups.
+
+    Yields:
+        Every member of a group of ``several`` blocks; of keys and of values what it is matched as and its
+        centroid, (2, ...); and two means of each part.
+    """
+    layer, logical = asked.layer, full_blocks(asked.layer)
+    matched, means = asked.matched()
     representative = fusion.representative.flatten()
     assert {a: int(representative[a]) for a in logical} == {
         a: b for b, group in members.items() for a in group
     }
     assert fusion.kept == len(members)
-    several = [b for b, group in members.items() if len({first[a] for a in group}) > 1]
     assert len(fusion.layer.k) == len(layer.k) + len(several)
     for pool, new, old in zip((layer.k, layer.v), (fusion.layer.k, fusion.layer.v), before, strict=True):
         for same in (pool, new[: len(old)]):
@@ -129,7 +193,7 @@ def test_groups_read_their_centroid(
                 assert float(fusion.score.flatten()[a]) == 1.0
                 continue
             pair = []
-            for p, (part, values) in enumerate((("k", k), ("v", v))):
+            for p, (part, values) in enumerate(zip(("k", "v"), matched, strict=True)):
                 x = values[index[first[a]]]
                 y = centroid([values[index[first[c]]] for c in group])
                 pair.append(torch.stack([x, y]))
@@ -145,18 +209,7 @@ def test_groups_read_their_centroid(
                 size = float((means[p][index[b]].abs().max() + y.abs().max()) * factor.abs().clamp(min=1.0))
                 difference = (read[part][index[a]].double() - expected).abs().max()
                 assert float(difference) <= 2 * tolerance * (size + float(expected.abs().max()))
-            row, col = torch.tensor([0]), torch.tensor([1])
-            wanted = float(score_oracle(pair[0], pair[1], row, col, criterion))
-            ratio = (
-                max(
-                    float((m[0].norm() + m[1].norm()) / x[0].norm()) for m, x in zip(means, pair, strict=True)
-                )
-                if len(means[0]) > 1
-                else 1.0
-            )
-            assert float(fusion.score.flatten()[a]) == pytest.approx(
-                wanted, abs=4 * tolerance * (1 + abs(wanted)) * max(1.0, ratio)
-            )
+            yield a, (pair[0], pair[1]), [mean[:2] for mean in means]
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])

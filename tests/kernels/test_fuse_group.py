@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from caches import generator
 from hypothesis import assume
 from hypothesis import strategies as st
-from strategies import CLOSE, criteria, full_blocks, layers, on_every_backend, scales, score_oracle
+from strategies import CLOSE, criteria, full_blocks, joint_oracle, layers, on_every_backend, scales
 from test_fuse_by_hand import direction, one_token_layer
 from test_fuse_transformed import KINDS, wish
 
@@ -21,7 +22,7 @@ from ratedist.kernels.fusion.options import FuseOptions
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.kernels.restore import block_errors, read_blocks
 
-variants = st.sampled_from(["leader", "tree"])
+variants = st.sampled_from(["leader", "tree", "components"])
 
 
 def sisters(layer: PagedLayer, count: int, seed: int) -> list[PagedLayer]:
@@ -42,22 +43,6 @@ def sisters(layer: PagedLayer, count: int, seed: int) -> list[PagedLayer]:
                 pool[ids[1:2]] = pool[ids[0]].clone()
         made.append(PagedLayer(pools[0], pools[1], layer.table))
     return made
-
-
-def joint_scores(group: list[PagedLayer], criterion: str) -> torch.Tensor:
-    """(n, n) float64 scores by the mean over the layers."""
-    ids = group[0].table.entries.flatten()[full_blocks(group[0])].long()
-    single = "distance" if criterion == "distance" else "keys"
-    keys, values = (
-        torch.stack([score_oracle(*(getattr(x, part),) * 2, ids, ids, single) for x in group]).mean(0)
-        for part in ("k", "v")
-    )
-    return {
-        "keys": keys,
-        "both": torch.minimum(keys, values),
-        "mean": (keys + values) / 2,
-        "distance": (keys + values) / 2,
-    }[criterion]
 
 
 @on_every_backend(
@@ -82,6 +67,7 @@ def test_one_mapping_by_all_layers(
     kind: str | None,
     seed: int,
 ) -> None:
+    assume((variant, criterion) != ("components", "distance"))
     group = sisters(layer, count, seed)
     transform: dict[str, Any] = {} if kind is None else wish(layer, kind, seed).options
     options = FuseOptions(threshold, variant, criterion, scale, **transform)
@@ -89,14 +75,15 @@ def test_one_mapping_by_all_layers(
     assert len(fusions) == count
     for fusion, one in zip(fusions, group, strict=True):
         assert fusion.layer.k is one.k
+        assert torch.equal(fusion.layer.table.entries, fusions[0].layer.table.entries)
         for name in ("representative", "absorber", "score"):
             assert torch.equal(getattr(fusion, name), getattr(fusions[0], name))
-        assert torch.equal(fusion.layer.table.entries, fusions[0].layer.table.entries)
         assert (fusion.kept, fusion.exact) == (fusions[0].kept, fusions[0].exact)
     logical = full_blocks(layer)
     flat = fusions[0].representative.flatten()
     if kind is None:
-        score = joint_scores(group, criterion)
+        ids = layer.table.entries.flatten()[logical].long()
+        score = joint_oracle([(one.k, one.v) for one in group], ids, ids, criterion)
         absorbed = [a for a in logical if float(fusions[0].score.flatten()[a]) != 1.0]
         for a in absorbed:
             wanted = float(score[logical.index(a), logical.index(int(flat[a]))])
@@ -130,6 +117,32 @@ def test_one_mapping_by_all_layers(
         assert torch.equal(alone.representative, fusions[0].representative)
         here = torch.tensor(logical, dtype=torch.int64)
         assert torch.equal(read_blocks(alone.layer, "k", here), read_blocks(fusions[0].layer, "k", here))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_chains_and_centroids_of_a_group_by_hand(backend: str) -> None:
+    """A chain of links by the mean over two layers, in neither of which it is one; and its centroids."""
+    layers = [
+        one_token_layer([[direction(0)], [direction(20)], [direction(70)]]),
+        one_token_layer([[direction(0)], [direction(50, 3.0)], [direction(60)]]),
+    ]
+    cosine = {degrees: math.cos(math.radians(degrees)) for degrees in (10, 20, 50, 60, 70)}
+    links = [(cosine[20] + cosine[50]) / 2, (cosine[50] + cosine[10]) / 2]
+    assert min(links) > 0.75 > (cosine[70] + cosine[60]) / 2
+    for layer in layers:
+        assert fuse(layer, threshold=0.75, variant="components", backend=backend).kept == 2
+    fusions = fuse_group(layers, FuseOptions(0.75, "components"), backend=backend)
+    assert [fusion.representative.flatten().tolist() for fusion in fusions] == [[0, 0, 0]] * 2
+    assert float(fusions[0].score[2, 0]) == pytest.approx((cosine[70] + cosine[60]) / 2, abs=1e-6)
+
+    # The first two meet; of each layer half way between them, at the mean of their norms there.
+    fusions = fuse_group(layers, FuseOptions(0.75, "centroid"), backend=backend)
+    for fusion, degrees, norm in zip(fusions, (10, 25), (1.0, 2.0), strict=True):
+        assert fusion.representative.flatten().tolist() == [0, 0, 2]
+        stored = fusion.layer.k[-1].flatten()
+        torch.testing.assert_close(stored, torch.tensor(direction(degrees, norm)), rtol=1e-5, atol=1e-6)
+        wanted = (math.cos(math.radians(10)) + math.cos(math.radians(25))) / 2
+        assert float(fusion.score[1, 0]) == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
@@ -174,11 +187,6 @@ def test_bad_groups() -> None:
     ):
         with pytest.raises(InputError, match=message):
             fuse_group(layers_, options)  # type: ignore[arg-type]
-    for variant in ("components", "centroid"):
-        with pytest.raises(
-            InputError, match=f"variant = '{variant}': must be one of leader, tree for a group"
-        ):
-            fuse_group([layer], FuseOptions(0.5, variant))
     with pytest.raises(InputError, match="options = 'float': must be a FuseOptions"):
         fuse_group([layer], 0.5)  # type: ignore[arg-type]
     broken = one_token_layer([[direction(0)], [[float("nan")] * 4]])

@@ -70,6 +70,22 @@ def test_matching_by_hand() -> None:
     assert keys.bytes == 9216 * (3072 * 2 + 8) + 8 * 1024
 
 
+def test_transformed_blocks_by_hand() -> None:
+    """8192 blocks of 3072 in 2 bytes become float32; one mean and one row of the tables per 256 positions."""
+    flat, turned = (
+        nominal_problem(SPECIALISATIONS[f"matched_blocks[{form}]", HALF]) for form in ("flat", "turned 128")
+    )
+    assert flat.bytes == 8192 * (3072 * (2 + 4) + 16) + 256 * 3072 * 2
+    assert turned.bytes - flat.bytes == 8192 * 4 + 2 * 256 * 128 * 4
+    assert (flat.operations, turned.operations) == (8192 * 3072, 4 * 8192 * 3072)
+    sums = nominal_problem(SPECIALISATIONS["group_sums[flat]", HALF])
+    assert sums.bytes == 8192 * (3072 * 2 + 8) + 256 * 3072 * 8
+    for problem in (flat, turned, sums):
+        assert problem.products == 0
+    _, roofline = estimate(SPECIALISATIONS["matched_blocks[turned 128]", HALF], "cuda:90")
+    assert roofline.bound == "memory"
+
+
 def test_seconds_are_of_the_busiest_unit() -> None:
     """``estimate`` at the peaks of each target; float32 products are the vector units' work."""
     decode = SPECIALISATIONS["attention[16x128]", HALF]
