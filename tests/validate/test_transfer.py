@@ -26,6 +26,7 @@ from ratedist.validate.suite.protocol import draw_calibration, draw_split
 from ratedist.validate.transfer.matched import match_captures, matched_layers, pairs_of
 from ratedist.validate.transfer.rows import relation
 from ratedist.validate.transfer.run import SCHEMA, TransferPlan, run_transfer
+from ratedist.validate.transfer.summary import describe
 from ratedist.validate.transfer.thresholds import GRID, Goal
 
 PLAN = TransferPlan(
@@ -221,6 +222,30 @@ def test_summary_is_that_of_the_rows(record: Record) -> None:
     assert {entry["kind"] for entry in record.summary} == {
         *("relation", "models", "matrix", "threshold", "threshold matrix")
     }
+
+
+def test_words_compare_with_calibrating_anew() -> None:
+    def entry(relation: str, error: float, unfused: float = 0.5) -> dict[str, Any]:
+        figures = {"median_abs_log_ratio": error, "noise_median": 0.04, "unfused_median": unfused}
+        return {"kind": "relation", "relation": relation, "predictor": "p", **figures}
+
+    def promise(relation: str, beyond: float) -> dict[str, Any]:
+        ratios = {"p10_value_over_goal": 0.5, "median_value_over_goal": 1.2, "p90_value_over_goal": 2.5}
+        goal = {"quantity": "k_error", "goal": 0.1, "beyond": beyond}
+        return {"kind": "threshold", "relation": relation, **goal, **ratios}
+
+    summary = [entry("own", 0.1), entry("other workload", 0.2), entry("other model", 0.21, 0.3)]
+    summary += [promise("own", 0.25), promise("other model", 0.75)]
+    alike, apart, kept = describe(summary, "p")
+    assert alike.startswith("The law of p transfers from another workload: median")
+    assert apart.startswith("The law of p does not transfer from another model: median")
+    assert "0.210, calibrated on the same capture 0.100, noise of measuring 0.040; guessing" in apart
+    assert apart.endswith("gives 0.300.")
+    assert "keys' error at most 0.1, chosen on another model, gave 1.20 times that" in kept
+    assert kept.endswith("missed by more than a quarter in 75% (its own requests: 25%).")
+    assert describe(summary[:3], None) == [
+        "No predictor was chosen: the captures have too few requests to tell."
+    ]
 
 
 def test_it_goes_on_where_it_stopped(captures: list[Capture], record: Record, tmp_path: Path) -> None:

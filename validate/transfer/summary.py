@@ -13,11 +13,15 @@ from ratedist.validate.suite.summary import summarise_transfer
 from ratedist.validate.transfer.matched import MatchedCapture
 from ratedist.validate.transfer.rows import relation
 
-__all__ = ["BEYOND", "describe", "summarise"]
+__all__ = ["ALLOWED", "BEYOND", "describe", "summarise"]
 
 BEYOND = 1.25
 """A goal counts as missed by far where the error is more than so many times the limit, or the compression
 less than the limit by this factor."""
+
+ALLOWED = 2.0
+"""A law counts as transferred where its median error is at most so many times that of calibrating on the
+capture itself, or at most ``BEYOND`` times the noise of measuring."""
 
 RELATIONS = ("own", "other workload", "other model")
 
@@ -178,27 +182,22 @@ def _beyond(quantity: str, ratios: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def describe(summary: Sequence[Mapping[str, Any]], chosen: str | None) -> list[str]:
     """The result in words: what transfers, and by how much it is worse than calibrating anew."""
-    words = []
-    name = chosen or "every predictor"
-    found = {entry["relation"]: entry for entry in summary if entry["kind"] == "relation" and entry["chosen"]}
+    found = {e["relation"]: e for e in summary if e["kind"] == "relation" and e["predictor"] == chosen}
     own = found.get("own", {}).get("median_abs_log_ratio")
-    if chosen is None:
-        words.append("No predictor was chosen: the captures have too few requests to tell.")
-    for other in RELATIONS[1:]:
-        error = found.get(other, {}).get("median_abs_log_ratio")
+    words = [] if chosen else ["No predictor was chosen: the captures have too few requests to tell."]
+    for name in RELATIONS[1:]:
+        error = found.get(name, {}).get("median_abs_log_ratio")
         if error is None or own is None:
             continue
-        noise, unfused = found[other]["noise_median"], found[other]["unfused_median"]
-        verdict = "does not transfer" if error > max(2 * own, BEYOND * (noise or 0)) else "transfers"
-        text = (
-            f"The law of {name} {verdict} from another {other.split()[1]}: median |ln(predicted/measured "
-            f"compression)| {error:.3f}, from the same one {own:.3f}"
+        noise, unfused = found[name]["noise_median"] or 0.0, found[name]["unfused_median"]
+        transfers = error <= max(ALLOWED * own, BEYOND * noise)
+        words.append(
+            f"The law of {chosen} {'transfers' if transfers else 'does not transfer'} from another "
+            f"{name.split()[1]}: median |ln(predicted/measured compression)| {error:.3f}, calibrated on the "
+            f"same capture {own:.3f}, noise of measuring {noise:.3f}; guessing that nothing fuses gives "
+            f"{unfused:.3f}."
         )
-        text += f", noise of measuring {noise:.3f}" if noise is not None else ""
-        worse = "no better than" if error >= unfused else "against"
-        words.append(f"{text}; {worse} {unfused:.3f} of guessing that nothing fuses.")
-    words += [_promise(entry, summary) for entry in summary if _is_moved(entry)]
-    return words
+    return [*words, *(_promise(entry, summary) for entry in summary if _is_moved(entry))]
 
 
 def _is_moved(entry: Mapping[str, Any]) -> bool:
