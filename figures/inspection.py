@@ -86,7 +86,8 @@ def plot_differences(record: Record, ax: Axes | None = None) -> tuple[Figure | S
     ax.axhline(settings["threshold"], color="#555555", linewidth=0.9, linestyle="--", label="threshold τ")
     ax.set_xlabel("blocks apart, |i − j|")
     ax.set_ylabel("similarity of keys")
-    ax.set_ylim(top=1.03)
+    lowest = min(settings["threshold"], *(row["k_q05"] for row in rows))
+    ax.set_ylim(lowest - 0.05, 1.03)
     ax.set_title(settings["workload"])
     return figure, ax
 
@@ -113,8 +114,12 @@ def _panels(
         lines, columns, figsize=(4.2 * columns + 0.4, 3.1 * lines + 0.9), squeeze=False, sharey=share_y
     )
     handles: dict[str, Any] = {}
+    lowest = 1.0
     for ax, record in zip(grid.flat, records, strict=False):
         plot(record, ax)
+        if share_y:
+            lowest = min(lowest, ax.get_ylim()[0])
+            ax.set_ylim(bottom=lowest)
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     for ax in grid.flat[len(records) :]:
         ax.set_axis_off()

@@ -23,22 +23,31 @@ _RESOLUTION = 120
 """Pixels per inch."""
 
 
-def png_of(draw: Callable[[], Figure]) -> bytes:
+def png_of(draw: Callable[[], Figure | bytes]) -> bytes:
     """Draw a figure in the common style; a PNG with a palette, at most 1500 pixels wide.
 
     The file names neither time nor version of what drew it, so that the same record gives the same bytes.
+
+    Args:
+        draw: makes a figure, or the bytes of a picture that is to be made small.
     """
     with style():
-        figure = draw()
-        try:
-            drawn = io.BytesIO()
-            resolution = min(_RESOLUTION, _LARGEST / figure.get_figwidth())
-            figure.savefig(drawn, format="png", dpi=resolution)
-        finally:
-            plt.close(figure)
-    drawn.seek(0)
+        drawn = draw()
+        if isinstance(drawn, Figure):
+            drawn = _rendered(drawn)
     small = io.BytesIO()
-    with Image.open(drawn) as image:
+    with Image.open(io.BytesIO(drawn)) as image:
+        if image.width > _LARGEST:
+            image.thumbnail((_LARGEST, _LARGEST * image.height))
         flat = image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
         flat.save(small, format="png", optimize=True)
     return small.getvalue()
+
+
+def _rendered(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    try:
+        figure.savefig(file, format="png", dpi=min(_RESOLUTION, _LARGEST / figure.get_figwidth()))
+    finally:
+        plt.close(figure)
+    return file.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -93,14 +94,24 @@ def render(template: str, sections: Sequence[Section], *, escape: bool, **values
         lstrip_blocks=not escape,
         loader=jinja2.FunctionLoader(source),
     )
-    text = environment.get_template(template).render(sections=sections, cell_text=cell_text, **values)
+    text = environment.get_template(template).render(
+        sections=sections, cell_text=cell_text, in_table=_in_table, **values
+    )
     return text.strip() + "\n"
 
 
+def _in_table(text: str) -> str:
+    """Text of a cell of a Markdown table, shown as it is."""
+    return re.sub(r"([\\`*_<|])", r"\\\1", text)
+
+
 def first_screen(sections: Sequence[Section]) -> list[str]:
-    """All that the first section says, and the first sentence of each of the others."""
-    return [
-        sentence
-        for number, section in enumerate(sections)
-        for sentence in (section.answer if number == 0 else section.answer[:1])
-    ]
+    """The headlines, then the first sentence of every section without one.
+
+    Where no section has a headline, all that the first of them says stands there.
+    """
+    headlines = [sentence for section in sections for sentence in section.headline]
+    others = [section for section in sections if not section.headline]
+    if not headlines and others:
+        headlines, others = list(others[0].answer), others[1:]
+    return [*headlines, *(f"{section.title}: {section.answer[0]}" for section in others if section.answer)]

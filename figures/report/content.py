@@ -44,13 +44,13 @@ class Picture:
 
     Attributes:
         title: what it shows, also for those who cannot see it.
-        source: draws it; or the bytes of a PNG.
+        source: draws it, or gives the bytes of a PNG; or these bytes.
         name: file name without its ending.
         caption: what to see in it, in a sentence.
     """
 
     title: str
-    source: Callable[[], Figure] | bytes
+    source: Callable[[], Figure | bytes] | bytes
     name: str
     caption: str = ""
 
@@ -94,6 +94,8 @@ class Section:
         sources: the records.
         tables: in order of importance.
         pictures: in order of importance.
+        headline: what of it stands on the first screen, where the questions of a whole report are answered;
+            none in most sections.
     """
 
     title: str
@@ -101,6 +103,7 @@ class Section:
     sources: Sequence[Source]
     tables: Sequence[Table] = field(default=())
     pictures: Sequence[Picture] = field(default=())
+    headline: Sequence[str] = field(default=())
 
 
 def cell_text(cell: Cell) -> str:

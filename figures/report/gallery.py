@@ -6,13 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ratedist.errors import InputError
 from ratedist.figures.report.build import render
 from ratedist.figures.report.content import Picture, Section
 from ratedist.figures.report.kinds.building import Loaded
-from ratedist.figures.report.kinds.quality import verdicts
 from ratedist.figures.report.sections import KINDS, load_record, sections_of
 from ratedist.records import write_atomic
 
@@ -89,7 +87,7 @@ def make_pages(records: Path, beside: Path | None = None) -> Pages:
             escape=False,
             lead="Every number below stands in the record that its section names, made by the command beside "
             "it. Made by `ratedist gallery`; pictures are in the [gallery](gallery.md).",
-            verdicts=_verdicts(known, linked),
+            verdicts=_verdicts(sections, known, linked),
             records=linked,
             left_out=left_out,
         ),
@@ -120,44 +118,27 @@ def write_pages(pages: Pages, folder: Path) -> list[Path]:
     return written
 
 
-def _verdicts(records: Sequence[Loaded], linked: str) -> list[str]:
-    """The answer to the two questions in a sentence, per workload in numbers, and where nobody asked."""
-    judged: list[dict[str, Any]] = []
-    measured: set[str] = set()
-    for loaded in records:
-        if loaded.data["schema"] == "ratedist/quality/1":
-            link = f"[{loaded.path.name}]({linked}/{loaded.path.name})"
-            judged += [{**entry, "link": link} for entry in verdicts(loaded.record)]
-        elif loaded.data["schema"] == "ratedist/suite/1":
-            measured |= {entry["workload"] for entry in loaded.data["summary"]} - {"all"}
-    if not judged:
+def _verdicts(sections: Sequence[Section], records: Sequence[Loaded], linked: str) -> list[str]:
+    """The answer to the two questions, from the sections that have one, and where nobody asked them."""
+    sentences: list[str] = []
+    for section in sections:
+        if section.headline:
+            first, *rest = section.headline
+            name = section.sources[0].record
+            sentences += [f"{first} ([{name}]({linked}/{name}))", "", *(f"- {text}" for text in rest), ""]
+    if not sentences:
         return []
-    worse = sum(not entry["beats_four_bits"] for entry in judged)
-    adds = sum(bool(entry["adds_to_exact"]) for entry in judged)
-    sentences = [
-        f"Fusion alone is no better than 4 bits at equal bytes on {worse} of {len(judged)} workloads, and "
-        f"adds to exact sharing on {adds} of {len(judged)}:",
-        "",
-        *(f"- {_in_numbers(entry)} ({entry['link']})" for entry in judged),
-    ]
-    missing = sorted(measured - {entry["workload"] for entry in judged})
+    judged, measured = set(), set()
+    for loaded in records:
+        workloads = {entry["workload"] for entry in loaded.data.get("summary", []) if "workload" in entry}
+        if loaded.data["schema"] == "ratedist/quality/1":
+            judged |= workloads
+        elif loaded.data["schema"] == "ratedist/suite/1":
+            measured |= workloads
+    missing = sorted(measured - judged - {"all"})
     if missing:
-        sentences.append(f"- Predicted and fused, but never compared in quality: {', '.join(missing)}.")
+        sentences.append(f"Predicted and fused, but never compared in quality: {', '.join(missing)}.")
     return sentences
-
-
-def _in_numbers(entry: dict[str, Any]) -> str:
-    wanted = ("over_exact_low", "exact", "fusion", "four_bits", "kl_fusion", "kl_limit")
-    if any(entry[name] is None for name in wanted):
-        return str(entry["text"])
-    verdict = "better than" if entry["beats_four_bits"] else "no better than"
-    return (
-        f"{entry['workload']}: {entry['over_exact']:.2f}× beyond exact sharing "
-        f"({entry['over_exact_low']:.2f} to {entry['over_exact_high']:.2f}), {verdict} 4 bits. "
-        f"{entry['fusion']:.2f}× at KL {entry['kl_limit']:g}, where exact sharing gives "
-        f"{entry['exact']:.2f}× at none and 4 bits {entry['four_bits']:.2f}× at {entry['kl_four_bits']:.4f}; "
-        f"at the bytes of 4 bits fusion costs {entry['kl_fusion']:.4f}."
-    )
 
 
 def _file_name(section: Section, picture: Picture) -> str:

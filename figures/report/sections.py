@@ -15,21 +15,25 @@ from ratedist.figures.report.kinds import (
     generation,
     inspection,
     plan,
+    plan_check,
     quality,
     serving,
     suite,
+    transfer,
     tutorial,
     validation,
 )
-from ratedist.figures.report.kinds.building import Loaded, each
+from ratedist.figures.report.kinds.building import Loaded, each, refusing_damaged
 
 __all__ = ["KINDS", "load_record", "read_section", "sections_of"]
 
 KINDS: dict[str, Callable[[Sequence[Loaded]], list[Section]]] = {
     "ratedist/quality/1": each(quality.section),
     "ratedist/suite/1": each(suite.section),
+    "ratedist-transfer-1": each(transfer.section),
     "ratedist-validation-1": each(validation.section),
     "ratedist/plan/1": each(plan.section),
+    "ratedist/plan-check/1": each(plan_check.section),
     "ratedist/serve/1": serving.sections,
     "ratedist/generate/1": each(generation.section),
     "ratedist/inspect/1": inspection.sections,
@@ -72,11 +76,8 @@ def sections_of(records: Iterable[Loaded]) -> list[Section]:
         known[schema].append(loaded)
     sections = []
     for schema, here in known.items():
-        try:
+        with refusing_damaged(here):
             sections += KINDS[schema](here) if here else []
-        except (KeyError, TypeError, IndexError, ValueError, StopIteration) as error:
-            names = ", ".join(str(loaded.path) for loaded in here)
-            raise RatedistError(f"{names} is damaged: {type(error).__name__} {error}") from error
     return sections
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ratedist.cli.app import app
 from ratedist.errors import InputError, RatedistError
-from ratedist.figures.report.build import build_report, render_html, render_markdown
+from ratedist.figures.report.build import build_report, first_screen, render_html, render_markdown
 from ratedist.figures.report.content import Picture, Section, Source, Table, cell_text
 from ratedist.figures.report.sections import read_section
 
@@ -99,7 +99,7 @@ def test_a_page_has_everything_and_loads_nothing(validation: Path, bench: Path, 
     out = tmp_path / "report.html"
     assert build_report([bench, validation], out) == [out]
     page = out.read_text()
-    assert page.index("Predicted beside measured") < page.index("Speed beside its floor")
+    assert page.index("Predicted beside measured</h2>") < page.index("Speed beside its floor</h2>")
     assert "At worst 15.71 times the floor" in page
     assert "ratedist x" in page
     assert page.count("data:image/png;base64,") >= 3
@@ -124,6 +124,22 @@ def test_markdown_says_the_same(validation: Path, bench: Path, tmp_path: Path) -
     assert "| case 11 | 1.57 | 0.100 | 15.7 |" in text
     with pytest.raises(InputError, match="exists already"):
         build_report([bench], out)
+
+
+def test_the_first_screen_has_headlines_then_a_sentence_of_each_other_section() -> None:
+    source = [Source("r.json", "cmd", "now")]
+    asked = Section("asked", ["long one", "long two"], source, headline=["short one", "short two"])
+    other, last = Section("other", ["first", "second"], source), Section("last", ["third"], source)
+    assert first_screen([other, asked, last]) == ["short one", "short two", "other: first", "last: third"]
+    assert first_screen([other, last]) == ["first", "second", "last: third"]
+
+
+def test_tables_for_looking_things_up_are_folded() -> None:
+    tables = [Table("shown", ("a",), ((1,),)), Table("folded", ("b",), ((2,), (3,)), detail=True)]
+    page = render_html([Section("t", [], [Source("r.json", "", "now")], tables)])
+    assert "<h3>shown</h3>" in page
+    assert "<summary>folded, 2 rows</summary>" in page
+    assert page.count("<details>") == page.count("</details>") == 1
 
 
 def test_text_is_escaped_in_html_and_left_alone_in_markdown() -> None:

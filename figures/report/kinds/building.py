@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ratedist.errors import RatedistError
 from ratedist.figures.report.content import Section, Source, Table
 from ratedist.records import Record
 
-__all__ = ["Entries", "Loaded", "any_table", "each", "factor_text", "source_of", "table"]
+__all__ = [
+    "Entries",
+    "Loaded",
+    "any_table",
+    "each",
+    "factor_text",
+    "refusing_damaged",
+    "saved",
+    "source_of",
+    "table",
+    "tables_by_kind",
+]
 
 Entries = Sequence[dict[str, Any]]
 
@@ -31,7 +45,27 @@ class Loaded:
 
 def each(section: Callable[[Loaded], Section]) -> Callable[[Sequence[Loaded]], list[Section]]:
     """A section for each record of a kind."""
-    return lambda records: [section(loaded) for loaded in records]
+
+    def sections(records: Sequence[Loaded]) -> list[Section]:
+        made = []
+        for loaded in records:
+            with refusing_damaged([loaded]):
+                made.append(section(loaded))
+        return made
+
+    return sections
+
+
+@contextmanager
+def refusing_damaged(records: Sequence[Loaded]) -> Iterator[None]:
+    """Raise RatedistError, naming the records, where what is done within misses something in them."""
+    try:
+        yield
+    except RatedistError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, StopIteration) as error:
+        names = ", ".join(str(loaded.path) for loaded in records)
+        raise RatedistError(f"{names} is damaged: {type(error).__name__} {error}") from error
 
 
 def source_of(loaded: Loaded) -> Source:
@@ -59,6 +93,34 @@ def any_table(title: str, rows: Entries, *, detail: bool = False) -> Table:
         if not any(isinstance(row.get(name), dict | list) for row in rows)
     ]
     return table(title, rows, {name.replace("_", " "): name for name in fields}, detail=detail)
+
+
+def tables_by_kind(entries: Entries, titles: dict[str, str]) -> list[Table]:
+    """A table for each kind of entry; those with a title first, in the order of ``titles``, others as "
+    "detail."""
+    kinds = dict.fromkeys([*titles, *(entry["kind"] for entry in entries)])
+    return [
+        any_table(
+            titles.get(kind, f"Summary: {kind}"),
+            [
+                {name: value for name, value in entry.items() if name != "kind"}
+                for entry in entries
+                if entry["kind"] == kind
+            ],
+            detail=kind not in titles,
+        )
+        for kind in kinds
+    ]
+
+
+def saved(save: Callable[[Path], Path]) -> Callable[[], bytes]:
+    """What a function writes to a folder, as the bytes of a picture; the folder is thrown away."""
+
+    def read() -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            return save(Path(folder)).read_bytes()
+
+    return read
 
 
 def factor_text(log_ratio: float) -> str:

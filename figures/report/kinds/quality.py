@@ -96,6 +96,34 @@ def section(loaded: Loaded) -> Section:
         sources=[source_of(loaded)],
         tables=tables,
         pictures=_pictures(record),
+        headline=_headline(judged),
+    )
+
+
+def _headline(judged: Entries) -> list[str]:
+    """What fusion adds to exact sharing, and whether it is better than 4 bits: in all, and by workload."""
+    if not judged:
+        return []
+    worse = sum(not entry["beats_four_bits"] for entry in judged)
+    adds = sum(bool(entry["adds_to_exact"]) for entry in judged)
+    return [
+        f"Fusion alone is no better than 4 bits at equal bytes on {worse} of {len(judged)} workloads, and "
+        f"adds to exact prefix sharing on {adds} of {len(judged)}.",
+        *(_in_numbers(entry) for entry in judged),
+    ]
+
+
+def _in_numbers(entry: dict[str, Any]) -> str:
+    wanted = ("over_exact_low", "exact", "fusion", "four_bits", "kl_fusion", "kl_limit")
+    if any(entry[name] is None for name in wanted):
+        return str(entry["text"])
+    verdict = "better than" if entry["beats_four_bits"] else "no better than"
+    return (
+        f"{entry['workload']}: {entry['over_exact']:.2f}× beyond exact sharing "
+        f"({entry['over_exact_low']:.2f} to {entry['over_exact_high']:.2f}), {verdict} 4 bits. "
+        f"{entry['fusion']:.2f}× at KL {entry['kl_limit']:g}, where exact sharing gives "
+        f"{entry['exact']:.2f}× at none and 4 bits {entry['four_bits']:.2f}× at {entry['kl_four_bits']:.4f}; "
+        f"at the bytes of 4 bits fusion costs {entry['kl_fusion']:.4f}."
     )
 
 

@@ -13,8 +13,8 @@ __all__ = ["section"]
 
 _COLUMNS = {
     "workload": "workload",
-    "n": "n",
-    "m": "m",
+    "seen": "n",
+    "predicted for": "m",
     "predictor": "predictor",
     "median": "median_abs_log_ratio",
     "noise": "noise_median",
@@ -22,6 +22,13 @@ _COLUMNS = {
     "noise, 90 %": "noise_p90",
     "held by bands": "band_coverage",
     "rows": "rows",
+}
+
+
+_GOALS = {
+    "median": "median error",
+    "p90": "90 % quantile of the error",
+    "coverage": "share of rows that 90 % bands hold",
 }
 
 
@@ -71,15 +78,15 @@ def _missing(record: SuiteRecord) -> list[str]:
 def _goals(goals: Entries) -> Table:
     def limit(goal: dict[str, Any]) -> str:
         given = goal["limit"]
-        return f"{given[0]:g} to {given[1]:g}" if isinstance(given, list) else f"{given:g}"
+        return f"{given[0]:g} to {given[1]:g}" if isinstance(given, list) else f"{given:.3g}"
 
-    rows = [{**goal, "limit": limit(goal)} for goal in goals]
+    rows = [{**goal, "goal": _GOALS.get(goal["goal"], goal["goal"]), "limit": limit(goal)} for goal in goals]
     return table(
-        "Goals that were set beforehand, the chosen predictor",
+        "Goals that were set beforehand, the chosen predictor; seen and predicted for: requests",
         rows,
         {
-            "n": "n",
-            "m": "m",
+            "seen": "n",
+            "predicted for": "m",
             "goal": "goal",
             "value": "value",
             "limit": "limit",

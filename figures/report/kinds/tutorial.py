@@ -27,7 +27,7 @@ def section(loaded: Loaded) -> Section:
     if rival is not None and rival["compression"] > plan["compression_measured"]:
         answer.insert(
             0,
-            f"{rival['method']} is the better choice there: {rival['compression']:.2f}× at "
+            f"{rival['method']} is the better choice: {rival['compression']:.2f}× at "
             f"{rival['kl_mean']:.4f} nats.",
         )
     return Section(
