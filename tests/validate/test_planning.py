@@ -16,7 +16,8 @@ from tiny_models import save_tiny_model
 from ratedist.errors import InputError, RatedistError
 from ratedist.validate.models import LoadedModel, load_model
 from ratedist.validate.planning.check import check_plan
-from ratedist.validate.planning.make import Planner, make_plan, mean_with_band
+from ratedist.validate.planning.make import Planner, foreseen_kl, make_plan, mean_with_band
+from ratedist.validate.planning.measurements import Measurements
 from ratedist.validate.planning.plan_file import CachePlan, read_plan, write_plan
 from ratedist.validate.planning.trials import default_settings
 from ratedist.validate.quality.continuation import QualitySession
@@ -60,7 +61,7 @@ def session(loaded: LoadedModel) -> QualitySession:
 def test_the_plan_keeps_its_divergence_where_it_was_made(session: QualitySession, limit: float) -> None:
     plan = make_plan(session, "max_kl", limit, settings=SETTINGS, command=["x"])
     quality = session.measure(plan.settings)
-    assert quality.kl.mean() == pytest.approx(plan.predicted["kl"])
+    assert quality.kl.mean() == pytest.approx(plan.predicted["kl_here"])
     assert plan.predicted["kl"] <= limit
     assert quality.compression == pytest.approx(plan.predicted["compression"])
     assert plan.predicted["kl_low"] <= plan.predicted["kl"] <= plan.predicted["kl_high"]
@@ -79,17 +80,35 @@ def test_the_plan_keeps_its_divergence_where_it_was_made(session: QualitySession
 def test_a_tolerance_limits_the_band(session: QualitySession) -> None:
     """The band ends within the tolerance, which costs saving; with room for any band the mean decides."""
     planner = Planner(session, settings=SETTINGS)
-    limit = 1.01 * planner.plan("max_kl", 0.1, tolerance=None).predicted["kl"]
-    by_mean = planner.plan("max_kl", limit, tolerance=None).predicted
+    limit = 1.01 * planner.plan("max_kl", 0.1, tolerance=1e6).predicted["kl"]
     tight, wide = (planner.plan("max_kl", limit, tolerance=times).predicted for times in (1.0, 1e6))
-    assert by_mean["kl"] <= limit < by_mean["kl_high"]
+    by_mean = planner.plan("max_kl", limit, tolerance=None).predicted
+    assert wide["kl"] <= limit < wide["kl_high"]
     assert tight["kl_high"] <= limit
     assert tight["tolerance"] == 1.0
-    assert tight["saving"] < by_mean["saving"]
-    assert wide["kl"] <= limit < wide["kl_high"]
+    assert tight["saving"] < wide["saving"]
+    assert by_mean["kl_here"] <= limit
+    assert by_mean["tolerance"] is None
     for wrong, message in ((0.9, "tolerance = 0.9: must be at least 1"), (math.nan, "tolerance = nan")):
         with pytest.raises(InputError, match=message):
             planner.plan("max_kl", 0.1, tolerance=wrong)
+
+
+def test_foreseen_divergence_is_that_of_moved_thresholds(session: QualitySession) -> None:
+    """Request by request the mean of three measurements; without fusion nothing moves."""
+    plan = {0: Method("fusion", threshold=0.1), 1: Method("exact"), 2: Method("fusion", threshold=0.99)}
+    expected = np.zeros(session.requests)
+    for first, third in ((0.08, 0.97), (0.1, 0.99), (0.12, 1.0)):
+        moved = {
+            0: Method("fusion", threshold=first),
+            1: Method("exact"),
+            2: Method("fusion", threshold=third),
+        }
+        expected += session.measure(moved).kl.mean(axis=1) / 3
+    assert foreseen_kl(Measurements(session), plan) == pytest.approx(expected)
+    assert expected.max() > 0
+    exact = {0: Method("exact")}
+    assert foreseen_kl(Measurements(session), exact) == pytest.approx(session.measure(exact).kl.mean(axis=1))
 
 
 def test_one_calibration_serves_many_goals(session: QualitySession, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +136,8 @@ def test_one_calibration_serves_many_goals(session: QualitySession, monkeypatch:
     assert plans[1].settings == plans[2].settings
     assert plans[0].predicted["saving"] >= plans[1].predicted["saving"]
     sensitivity = plans[0].predicted["sensitivity"]
-    assert sensitivity["kl_without_one"][0] <= plans[0].predicted["kl"] <= sensitivity["kl_without_one"][1]
+    low, high = sensitivity["kl_without_one"]
+    assert low <= plans[0].predicted["kl_here"] <= high
     exact = session.measure(dict.fromkeys((0, 1, 2), Method("exact")))
     share = (1 - 1 / exact.compression) / plans[0].predicted["saving"]
     assert sensitivity["exact_share"] == pytest.approx(max(0.0, share))

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ratedist.bjontegaard import bd_rate
 from ratedist.curve import RateDistortionCurve
 from ratedist.errors import InputError
 from ratedist.validate.models import LoadedModel
-from ratedist.validate.planning.make import TOLERANCE, Planner, mean_with_band
+from ratedist.validate.planning.make import TOLERANCE, Planner, foreseen_kl, mean_with_band
 from ratedist.validate.planning.measurements import Measured, Measurements
 from ratedist.validate.planning.trials import Progress, default_settings
 from ratedist.validate.quality.continuation import QualitySession
@@ -25,6 +28,8 @@ from ratedist.validate.workloads import build_prompts
 from ratedist.validate.workloads.prompts import PromptSet
 
 __all__ = ["KEPT_SAVING", "HeldOut", "PromiseSettings", "promise_cell", "uniform_curve"]
+
+FloatArray = NDArray[np.float64]
 
 KEPT_SAVING = 0.9
 """Share of the saving of the best single setting in hindsight that a plan is to reach."""
@@ -121,9 +126,9 @@ def promise_cell(
         progress: called as work goes on.
 
     Returns:
-        A row, JSON data: what was predicted and measured for ``max_kl`` with and without the tolerance
-        (``plan`` and ``by_mean``), the rival, the curves of plans and of single settings with BD-rate, the
-        predicted sensitivity and what the plan gave on other workloads.
+        A row, JSON data: what was predicted and measured for ``max_kl``, of the plan and of one that goes by
+        the measured mean alone (``by_mean``, without tolerance), the rival, the curves of plans and of single
+        settings with BD-rate, the predicted sensitivity and what the plan gave on other workloads.
 
     Raises InputError for a workload that does not suffice or that the model cannot be measured on.
     """
@@ -140,7 +145,10 @@ def promise_cell(
             chosen["band", goal] = planner.choose("max_kl", goal, tolerance=settings.tolerance)
     others = {key: planner.trials.methods(allocation) for key, allocation in chosen.items()}
     by_mean = others["mean", settings.max_kl]
-    expected = [planner.measurements(methods) for methods in (plan.settings, by_mean)]
+    compared = [
+        (foreseen_kl(planner.measurements, plan.settings), planner.measurements(plan.settings)),
+        (planner.measurements(by_mean).kl, planner.measurements(by_mean)),
+    ]
     del planner
     if progress is not None:
         progress("measuring held-out requests", 0.0)
@@ -157,8 +165,8 @@ def promise_cell(
         "seed": seed,
         "max_kl": settings.max_kl,
         "tolerance": settings.tolerance,
-        "plan": _compared(expected[0], measured),
-        "by_mean": _compared(expected[1], measure(by_mean)),
+        "plan": _compared(*compared[0], measured),
+        "by_mean": _compared(*compared[1], measure(by_mean)),
         "kl_kept": measured.mean_kl <= settings.tolerance * settings.max_kl,
         "hindsight": _rival(uniform, measured.mean_kl, measured.saving),
         "hindsight_within_goal": _rival(uniform, settings.max_kl, measured.saving),
@@ -220,9 +228,9 @@ def _point(measured: Measured) -> dict[str, float]:
     return {"kl": measured.mean_kl, "saving": measured.saving, "compression": measured.compression}
 
 
-def _compared(expected: Measured, measured: Measured) -> dict[str, Any]:
+def _compared(foreseen: FloatArray, expected: Measured, measured: Measured) -> dict[str, Any]:
     """What calibration leads to expect of a plan beside what other requests gave."""
-    kl, low, high = mean_with_band(expected.kl)
+    kl, low, high = mean_with_band(foreseen)
     return {
         "kl_predicted": kl,
         "kl_low": low,

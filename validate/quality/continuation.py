@@ -224,6 +224,7 @@ class QualitySession:
         restored: list[tuple[Tensor, Tensor]] = []
         for index in range(self.loaded.layers):
             layer = self.layer(index)
+            touched = methods.get(index, Method()) != Method()
             result = compress(methods.get(index, Method()), layer)
             size += result.bytes.cpu().numpy()
             row = 2 * self._k[index].shape[2] * self._k[index].shape[3] * self._k[index].element_size()
@@ -234,7 +235,7 @@ class QualitySession:
                 for found, before, after in zip(
                     errors, (self._k[index], self._v[index]), (result.k, result.v), strict=True
                 ):
-                    found.append(self._block_error2(before, after))
+                    found.append(self._block_error2(before, after) if touched else np.zeros(self.requests))
             if result.fusion is not None:
                 fusions[index] = result.fusion
             restored.append(self._dense(result.k, result.v))
@@ -244,6 +245,8 @@ class QualitySession:
             for rows, calls, reference in zip(self._batches, self._calls, self._reference, strict=True):
                 masks = {index: mask[rows, :, : self.lengths[rows[0]]] for index, mask in hidden.items()}
                 for position, index in enumerate(self.layers):
+                    if methods.get(index, Method()) == Method():
+                        continue  # read as it was: its errors are 0
                     pair = self._rows(restored[index], rows)
                     attention[position, rows] = self._attention_error2(
                         probe, calls[index], pair, masks.get(index)

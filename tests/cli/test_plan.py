@@ -1,0 +1,117 @@
+"""``ratedist plan``: its output beside the file that it writes, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ratedist.cli import main
+from ratedist.validate.planning.plan_file import read_plan
+
+Command = Callable[..., tuple[int, str, str]]
+
+REACHED = (
+    "--workload",
+    "templates",
+    "--requests",
+    2,
+    "--tokens",
+    64,
+    "--continue",
+    4,
+    "--thresholds",
+    0.6,
+    0.9,
+)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command; returns exit code, standard output and standard error, on one line each."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ratedist", "plan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, " ".join(printed.err.split())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of five layers, so that one is left between the first and last two."""
+    from tiny_models import save_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "five-layers"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def test_what_is_printed_is_what_is_written(command: Command, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    given = (*REACHED, "--model", model, "--max-kl", 0.02, "--tolerance", 2, "--check", "--out", out)
+    code, printed, err = command(*given, "--json")
+    assert code == 0, err
+    result, plan = json.loads(printed), read_plan(out)
+    assert result["goal"] == plan.goal == {"max_kl": 0.02}
+    for name in ("compression", "kl"):
+        assert result[f"{name}_predicted"] == plan.predicted[name]
+        assert result[f"{name}_measured"] >= 0
+    assert result["sensitivity"] == plan.predicted["sensitivity"]
+    assert plan.predicted["tolerance"] == 2
+    assert plan.predicted["kl_high"] <= 2 * 0.02
+    assert set(plan.settings) == {2}
+    code, printed, err = command(*given, "--force")
+    assert code == 0, err
+    assert "traffic more alike (thresholds 0.02 looser): saves" in printed
+    assert "measured on other requests: " in printed
+    assert command(*given)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "goal = None: give exactly one of --max-kl, --min-saving, --slope"),
+        (("--max-kl", 0.02, "--min-saving", 0.3), "goal = 'max_kl, min_saving': give exactly one of"),
+        (("--max-kl", 0.02, "--requests", 1), "requests = 1: needs at least two calibration requests"),
+        (("--max-kl", 0.02, "--bits", 9), "bits = 9: must be 16, or 1 to 8"),
+        (("--max-kl", 0.02, "--thresholds", 3), "threshold = 3.0: must lie within"),
+    ],
+)
+def test_refuses_before_any_work(command: Command, arguments: tuple[object, ...], message: str) -> None:
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_goals_out_of_reach_say_what_the_best_is(command: Command, model: Path) -> None:
+    for goal, message in (
+        (("--min-saving", 0.9), "min_saving = 0.9: is out of reach: the most that these settings save is"),
+        (("--max-kl", -1), "max_kl = -1.0: must be positive"),
+        (("--max-kl", 0.02, "--tolerance", 0.5), "tolerance = 0.5: must be at least 1"),
+    ):
+        code, _, err = command(*REACHED, "--model", model, *goal)
+        assert code == 2
+        assert message in err
