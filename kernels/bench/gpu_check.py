@@ -19,10 +19,12 @@ from ratedist.kernels.attention.operations import paged_attention
 from ratedist.kernels.bench.attention import bench_attention, random_cache
 from ratedist.kernels.bench.fusion import bench_fusion, synthetic_layer
 from ratedist.kernels.bench.matching import bench_matching
-from ratedist.kernels.fusion.fuse import fuse
+from ratedist.kernels.fusion.fuse import fuse, matcher_of
+from ratedist.kernels.fusion.matching import Centring, Turns
 from ratedist.kernels.layout import FusedLayer, PagedLayer
+from ratedist.kernels.rotary import Rotary
 
-__all__ = ["TOLERANCES", "check_attention", "check_fusion", "check_gpu"]
+__all__ = ["TOLERANCES", "check_attention", "check_fusion", "check_gpu", "check_space"]
 
 TOLERANCES = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 """Largest error of attention relative to the root mean square of its result, by dtype of the cache."""
@@ -61,7 +63,7 @@ def check_gpu(device: str = "cuda", *, seed: int = 0) -> Iterator[dict[str, Any]
     timed = place.type == "cuda"
 
     def measure() -> Iterator[dict[str, Any]]:
-        for check in (check_attention, check_fusion):
+        for check in (check_attention, check_fusion, check_space):
             for row in check(place, small=not timed, seed=seed):
                 yield {"kind": "check", "device": str(place), **row}
         if timed:
@@ -160,6 +162,54 @@ def check_fusion(device: torch.device, *, small: bool, seed: int) -> Iterator[di
             "tolerance": 0.0,
             "seconds": time.perf_counter() - started,
         }
+
+
+def check_space(device: torch.device, *, small: bool, seed: int) -> Iterator[dict[str, Any]]:
+    """Blocks without positions and means, and the means: Triton on ``device`` against torch on the CPU.
+
+    ``error`` is the largest difference relative to the root mean square; means are rounded to the dtype.
+
+    Args:
+        device: where Triton runs.
+        small: fewer blocks, and one head dimension.
+        seed: of the data.
+    """
+    dims, chosen, groups = ((40,), 20, 2) if small else ((64, 72, 128, 256), 3000, 7)
+    generator = torch.Generator().manual_seed(seed)
+    for name, head_dim in itertools.product(TOLERANCES, dims):
+        dtype: torch.dtype = getattr(torch, name)
+        pool = torch.randn(chosen, 16, 2, head_dim, generator=generator).to(dtype)
+        ids = torch.randint(chosen, (chosen,), generator=generator)
+        tokens = torch.randint(-9999, 9999, (chosen,), generator=generator)
+        group = torch.arange(chosen) % groups
+        for form, rotary in (
+            ("still", None),
+            ("half", Rotary.from_base(1e4, head_dim)),
+            ("interleaved", Rotary.from_base(1e4, head_dim // 2, "interleaved")),
+        ):
+            started = time.perf_counter()
+            found = []
+            for matcher, place in ((matcher_of("cpu"), torch.device("cpu")), (matcher_of("triton"), device)):
+                there = [tensor.to(place) for tensor in (pool, ids, group)]
+                turns = None if rotary is None else Turns(rotary, tokens.to(place))
+                means = matcher.group_means(*there[:2], turns, there[2], groups)
+                # Of the same means, as rounding may differ.
+                centring = Centring(found[0][0].to(place) if found else means, there[2])
+                blocks = matcher.matched_blocks(*there[:2], turns, centring)
+                found.append((means.cpu(), blocks.cpu()))
+            for what, expected, actual, tolerance in (
+                ("means", found[0][0], found[1][0], 2 * TOLERANCES[name]),
+                ("blocks", found[0][1], found[1][1], TOLERANCES["float32"]),
+            ):
+                difference = (actual.float() - expected.float()).abs().max()
+                error = float(difference / expected.float().square().mean().sqrt())
+                yield {
+                    "name": f"space/{what}/{form}/{name}/{head_dim}",
+                    "passed": error <= tolerance,
+                    "error": error,
+                    "tolerance": tolerance,
+                    "seconds": time.perf_counter() - started,
+                }
 
 
 def _moved(layer: PagedLayer | FusedLayer, device: torch.device) -> Any:

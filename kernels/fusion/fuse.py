@@ -113,6 +113,7 @@ def fuse(
         max_absorbed_share: share of a request's full blocks that may be absorbed by similarity, within
             [0, 1]. Exact duplicates do not count, wherever the block goes whose bytes they have.
         rotary: rotary embedding of the keys, to be removed before matching; None to match keys with it.
+            Backend ``"triton"`` turns heads of up to 256 channels.
         starts: (requests,) int64 position of each request's first token; 0 if left out.
         centre: one of ``CENTRES``, or None. ``"position"`` does not go with ``rotary``.
         backend: one of ``BACKENDS``. ``"auto"`` is ``"triton"`` for a layer on a GPU and ``"cpu"``

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from ratedist.cli.app import app
 from ratedist.errors import InputError
 from ratedist.kernels.bench import gpu_check
 from ratedist.kernels.bench.attention import random_cache
-from ratedist.kernels.bench.gpu_check import check_attention, check_fusion
+from ratedist.kernels.bench.gpu_check import check_attention, check_fusion, check_space
+from ratedist.kernels.fusion.fuse import matcher_of
+from ratedist.kernels.fusion.matching import Centring, Turns
 
 
 def run(*arguments: str) -> list[dict[str, Any]]:
@@ -66,11 +69,11 @@ def test_gpu_checks_run_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = run("gpu", "--device", "cpu")
     assert {row["kind"] for row in rows} == {"check"}
     assert all(row["passed"] for row in rows)
-    assert len(rows) == 3 * 4 * 2 + 2 * 2 * 3
+    assert len(rows) == 3 * 4 * 2 + 2 * 2 * 3 + 3 * 3 * 2
 
 
 def test_a_wrong_kernel_fails_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's results are disturbed: attention by 1 %, the mapping of one block."""
+    """Triton's results are disturbed: attention by 1 %, the mapping of one block, turns by a token."""
     right = gpu_check.paged_attention
 
     def disturbed(*arguments: Any, **options: Any) -> Any:
@@ -88,6 +91,23 @@ def test_a_wrong_kernel_fails_the_checks(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(gpu_check, "fuse", other)
     assert not all(row["passed"] for row in check_fusion(torch.device("cpu"), small=True, seed=0))
+
+    kernels = gpu_check.matcher_of("triton")
+
+    class Turned:
+        group_means = kernels.group_means
+
+        @staticmethod
+        def matched_blocks(pool: Tensor, ids: Tensor, turns: Turns | None, centring: Centring) -> Tensor:
+            if turns is not None:
+                turns = Turns(turns.rotary, turns.tokens + 1)
+            return kernels.matched_blocks(pool, ids, turns, centring)
+
+    monkeypatch.setattr(
+        gpu_check, "matcher_of", lambda name: Turned if name == "triton" else matcher_of(name)
+    )
+    rows = check_space(torch.device("cpu"), small=True, seed=0)
+    assert {row["name"].split("/")[2] for row in rows if not row["passed"]} == {"half", "interleaved"}
     monkeypatch.setattr(gpu_check, "check_attention", lambda *_, **__: iter(()))
     result = CliRunner().invoke(app, ["bench", "gpu", "--device", "cpu", "--json"])
     assert result.exit_code == 1
