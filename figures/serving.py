@@ -19,18 +19,27 @@ from ratedist.records import Record
 
 __all__ = ["plot_serving", "save_serving_figure", "serving_figure"]
 
-_MODES = (("prefix sharing", "#0072B2", "o"), ("prefix sharing and fusion", "#D55E00", "s"))
+_MODES = (
+    ("prefix sharing", "#0072B2", "o"),
+    ("prefix sharing and fusion", "#D55E00", "s"),
+    ("transformers", "#777777", "^"),
+)
 
 
 def plot_serving(record: Record, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
-    """Measured runs as points, predictions as lines, over the pool's share of what the trace takes."""
+    """Measured runs as points, predictions as lines, over the pool's share of what the trace takes.
+
+    A dotted line is the mean of the runs without a limit on the pool: no saved block buys more.
+    """
     figure, ax = axes_for(ax)
     rows = [row for row in record.rows if row["pool_share"] is not None]
     shares = sorted(distinct(rows, "pool_share"))
     # Modes stand beside each other: their runs hardly differ, and would hide each other.
     aside = 0.06 * (min(np.diff(shares)) if len(shares) > 1 else shares[0])
-    for (mode, colour, marker), side in zip(_MODES, (-aside, aside), strict=True):
+    for (mode, colour, marker), side in zip(_MODES, (-aside, aside, 2 * aside), strict=True):
         here = [row for row in rows if row["mode"] == mode]
+        if not here:
+            continue
         ax.plot(
             [row["pool_share"] + side for row in here],
             [row["tokens_per_second"] for row in here],
@@ -39,6 +48,8 @@ def plot_serving(record: Record, ax: Axes | None = None) -> tuple[Figure | SubFi
             color=colour,
             label=f"{mode}, measured",
         )
+        if here[0]["tokens_per_second_predicted"] is None:
+            continue
         ax.plot(
             [share + side for share in shares],
             [next(r["tokens_per_second_predicted"] for r in here if r["pool_share"] == s) for s in shares],
@@ -49,7 +60,12 @@ def plot_serving(record: Record, ax: Axes | None = None) -> tuple[Figure | SubFi
             markeredgewidth=2,
             label=f"{mode}, predicted",
         )
-    fastest = max(max(row["tokens_per_second"], row["tokens_per_second_predicted"]) for row in rows)
+    free = [row for row in record.rows if row["pool_share"] is None and row["mode"] == _MODES[0][0]]
+    fastest = max(max(row["tokens_per_second"], row["tokens_per_second_predicted"] or 0.0) for row in rows)
+    if free:
+        unlimited = float(np.mean([row["tokens_per_second"] for row in free]))
+        ax.axhline(unlimited, color="#333333", linestyle=":", linewidth=1, label="prefix sharing, no limit")
+        fastest = max(fastest, unlimited)
     ax.set_xlabel("pool, as a share of what the trace takes unfused")
     ax.set_ylabel("generated tokens per second")
     ax.set_xticks(shares, [f"{share:.0%}" for share in shares])
@@ -76,8 +92,11 @@ def serving_figure(records: Sequence[Record]) -> Figure:
         ax.set_ylim(0, fastest)
     for ax in grid.flat[len(records) :]:
         ax.set_axis_off()
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    shown = {}
+    for ax in grid.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=2)
     return figure
 
 
