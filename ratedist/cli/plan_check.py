@@ -58,7 +58,7 @@ def plan_check(
         typer.Option(help="Workloads that every plan also meets.", show_default="unrelated near-duplicates"),
     ] = None,
     stop_after: Annotated[
-        float | None, typer.Option(help="Begin no workload after so many minutes; run again to go on.")
+        float | None, typer.Option(help="Begin no cell after so many minutes; run again to go on.")
     ] = None,
     judge: Annotated[bool, typer.Option("--judge", help="Exit with 1 where a promise is missed.")] = False,
     force: Force = False,
@@ -108,8 +108,9 @@ def plan_check(
             stop_after=None if stop_after is None else 60 * stop_after,
             progress=progress,
         )
-    if record is None:
+    if record is None or record.provenance["missing"]:
         messages().print("stopped in between; run the same command again, it goes on", highlight=False)
+    if record is None:
         return
     write_record(record, out / RECORD, force=True)
     picture = save_planning_figure(record, out)

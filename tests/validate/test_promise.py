@@ -243,8 +243,18 @@ def test_a_run_goes_on_and_refuses_other_cells(
     ]
     assert record.schema == PROMISE_SCHEMA
     assert record.provenance["max_kl"] == 0.05
+    assert record.provenance["missing"] == []
     made.clear()
+    next((tmp_path / "cells").glob("templates-seed-1*")).unlink()
+    part = run(stop_after=-1.0)
+    assert part.rows == [row for row in record.rows if (row["workload"], row["seed"]) != ("templates", 1)]
+    assert part.provenance["missing"] == ["templates, seed 1"]
+    words = [entry["text"] for entry in entries(part.summary, "words")]
+    assert words[0] == "Not all is measured: 3 of 4 cells, without templates, seed 1."
+    assert made == []
     assert run().rows == record.rows
+    assert made == [("templates", 1)]
+    made.clear()
     assert run(stop_after=-1.0).rows == record.rows
     assert made == []
     with pytest.raises(InputError, match=r"was made otherwise \(max_kl differ\); name another folder"):

@@ -48,13 +48,14 @@ def run_promise(
         settings: of every cell.
         folder: keeps one file per finished cell; those of an earlier run with the same settings are taken.
         force: measure cells again that were made otherwise, in the place of refusing.
-        stop_after: begin no cell after so many seconds; None for no limit.
+        stop_after: begin no cell after so many seconds, so that the record may be of part of the cells, and
+            names the others; None for no limit.
         progress: called as cells go on.
         command: what the record names as the command that made it; this process's own where None.
 
     Returns:
         A record of schema ``PROMISE_SCHEMA``: a row per cell (``promise_cell``) and the summary of
-        ``summarise_promise``. None where time ran out before all cells were done.
+        ``summarise_promise``. None where time ran out before any cell was done.
 
     Raises:
         InputError: no workload or seed, one named twice, one that cannot be drawn or measured, or a cell
@@ -74,6 +75,7 @@ def run_promise(
             cell.read()
     sessions = _Sessions(loaded, settings)
     rows: dict[tuple[str, int], dict[str, Any]] = {}
+    missing: list[str] = []
     for number, cell in enumerate(cells):
         name = f"{cell.workload}, seed {cell.seed}"
 
@@ -84,13 +86,16 @@ def run_promise(
         row = cell.read(force=force)
         if row is None:
             if stop_after is not None and time.monotonic() - start > stop_after:
-                return None
+                missing.append(name)
+                continue
             row = promise_cell(loaded, cell.workload, cell.seed, settings, sessions.held_out, progress=report)
             cell.write(row)
         rows[cell.workload, cell.seed] = row
         if progress is not None:
             progress((number + 1) / len(cells), name)
-    ordered = [rows[workload, seed] for workload in workloads for seed in seeds]
+    if not rows:
+        return None
+    ordered = [rows[key] for workload in workloads for seed in seeds if (key := (workload, seed)) in rows]
     return Record(
         schema=PROMISE_SCHEMA,
         provenance=provenance(
@@ -101,10 +106,11 @@ def run_promise(
             device=loaded.device.type,
             workloads=list(workloads),
             seeds=list(seeds),
+            missing=missing,
             **settings.to_json(),
         ),
         rows=ordered,
-        summary=summarise_promise(ordered),
+        summary=summarise_promise(ordered, missing),
     )
 
 

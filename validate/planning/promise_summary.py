@@ -17,12 +17,13 @@ AIM = 0.9
 Row = Mapping[str, Any]
 
 
-def summarise_promise(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def summarise_promise(rows: Sequence[Row], missing: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Entries by ``kind``: ``goal`` (divergence, saving, bd-rate), ``prediction``, ``tolerance``,
     ``workload``, ``drift``, ``sensitivity``, and ``words``, sentences with failures first.
 
     Args:
         rows: from ``ratedist.validate.planning.promise.promise_cell``, at least one.
+        missing: names of cells that are not measured yet.
     """
     workloads = [_workload(name, _of(rows, name)) for name in dict.fromkeys(row["workload"] for row in rows)]
     goals = _goals(rows, workloads)
@@ -32,6 +33,9 @@ def summarise_promise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
     entries = [*goals, prediction, tolerance, *workloads, *drift, _sensitivity(rows)]
     words = _words(rows[0], goals, workloads, prediction, tolerance, drift)
+    if missing:
+        cells = len(rows) + len(missing)
+        words.insert(0, f"Not all is measured: {len(rows)} of {cells} cells, without {', '.join(missing)}.")
     return [*entries, *({"kind": "words", "text": text} for text in words)]
 
 
