@@ -12,6 +12,7 @@ import pytest
 
 from ratedist.errors import InputError
 from ratedist.kernels import compile as compiling
+from ratedist.records import read_record
 
 pytest.importorskip("triton")
 
@@ -24,13 +25,25 @@ def without_interpreter() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("target", compiling.TARGETS)
-def test_every_kernel_compiles(target: str) -> None:
+def test_every_kernel_compiles(target: str, tmp_path: Path) -> None:
     """As a user asks for it. The variable is left set: the command takes it off itself."""
-    done = subprocess.run(
-        [CLI, "kernels", "--target", target, "--json"], capture_output=True, text=True, check=False
-    )
+    out = tmp_path / "kernels.json"
+    command = [CLI, "kernels", "--target", target, "--json", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout)["kernels"]
+    record = read_record(out, "ratedist/kernels/1")
+    assert record.rows == kernels
+    (extremes,) = record.summary
+    assert (extremes["target"], extremes["kernels"]) == (target, len(kernels))
+    for name in ("registers", "spills", "shared_bytes"):
+        assert extremes[f"most_{name}"] == max(kernel[name] for kernel in kernels)
+    assert extremes["narrowest_load_bytes"] == min(kernel["load_bytes"] for kernel in kernels)
+    assert extremes["of_them_without_matrix_instructions"] == 0 < extremes["low_precision_products"]
+    # Refused before anything is compiled.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "exists already; choose another path or pass --force" in done.stderr
     shown = {(kernel["name"], kernel["dtype"]) for kernel in kernels}
     floats = {"float32", "float16", "bfloat16"}
     names = ("block_norms", "best_match[keys]", "best_match[distance]", "attention[16x64]")
