@@ -53,12 +53,13 @@ def plot_divergence(record: Record, ax: Axes) -> None:
     goal, limit = first["max_kl"], first["tolerance"] * first["max_kl"]
     ax.axhline(goal, color=_LIMIT, linestyle="--", linewidth=1.2, label=f"goal, {goal:g}")
     ax.axhline(limit, color=_LIMIT, linewidth=1.2, label=f"limit, {limit:g}")
-    ax.set_ylim(bottom=0)
+    highest = max(max(row["plan"]["kl_high"], row["plan"]["kl_measured"]) for row in record.rows)
+    ax.set_ylim(0, 1.25 * max(highest, limit))  # room for the legend above all lines
     ax.set_xticks(range(len(workloads)), workloads, rotation=30, ha="right")
     ax.grid(axis="x", visible=False)
     ax.set_ylabel("mean next-token divergence (nats)")
-    ax.set_title(f"Divergence of plans; a bar per seed ({len(seeds)})")
-    ax.legend(fontsize=8)
+    ax.set_title("Divergence of plans" + (", a bar per seed" if len(seeds) > 1 else ""))
+    ax.legend(fontsize=8, ncols=2, loc="upper left")
 
 
 def plot_saving(record: Record, ax: Axes) -> None:
