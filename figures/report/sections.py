@@ -14,6 +14,7 @@ from ratedist.figures.report.kinds import (
     curves,
     generation,
     inspection,
+    kernels,
     plan,
     plan_check,
     quality,
@@ -42,6 +43,7 @@ KINDS: dict[str, Callable[[Sequence[Loaded]], list[Section]]] = {
     "ratedist.curve/1": each(curves.curve_section),
     "ratedist/tutorial/1": each(tutorial.section),
     "ratedist/bench/1": each(benchmark.section),
+    "ratedist/kernels/1": each(kernels.section),
 }
 """By schema, in the order in which a report has them; all records of a kind at once."""
 

@@ -228,6 +228,53 @@ def test_other_kinds(tmp_path: Path) -> None:
     assert section.tables[0].rows == ((2, "fusion", "keys", 0.8, 16),)
 
 
+def test_kernels_that_fall_short_are_counted(tmp_path: Path) -> None:
+    row = {"name": "k", "dtype": "float16", "target": "cuda:90", "registers": 9, "spills": 0}
+    row |= {"shared_bytes": 5, "shared_limit": 10, "load_bytes": 16, "arithmetic_intensity": 1.0}
+    rows = [
+        row | {"matrix_instructions": 4, "has_product": True},
+        row | {"matrix_instructions": 0, "has_product": True, "spills": 8},
+        row | {"matrix_instructions": 0, "has_product": False, "shared_bytes": 11},
+        row | {"matrix_instructions": 0, "has_product": True, "dtype": "float32"},
+    ]
+    section = read_section(write(tmp_path / "k.json", "ratedist/kernels/1", rows, [{"target": "cuda:90"}]))
+    assert section.answer == [
+        "Compiled and never run: no number here was measured on a GPU.",
+        "cuda:90: of 4 kernels 1 spill, 1 want more shared memory than there is; of 2 with a product in 16 "
+        "bits 1 have no matrix instructions.",
+    ]
+
+
+def test_plans_that_were_checked(tmp_path: Path) -> None:
+    plan = {"kl_predicted": 0.01, "kl_low": 0.0, "kl_high": 0.03, "kl_measured": 0.02}
+    plan |= {"compression_predicted": 1.5, "compression_measured": 1.4, "saving_measured": 0.3}
+    row = {"workload": "w", "seed": 0, "max_kl": 0.02, "tolerance": 1.5, "plan": plan}
+    row |= {"hindsight": {"saving": 0.25}, "bd_rate": {"percent": -3.0}}
+    summary = [
+        {"kind": "words", "text": "1 of 1 kept"},
+        {"kind": "goal", "name": "saving", "met": True},
+        {"kind": "drift", "to": "v"},
+    ]
+    section = read_section(write(tmp_path / "p.json", "ratedist/plan-check/1", [row], summary))
+    assert section.answer == ["1 of 1 kept"]
+    shown = {table.title: table for table in section.tables}
+    assert shown["Goals that were set beforehand"].rows == (("saving", True),)
+    assert shown["Summary: drift"].detail
+    (cells,) = shown["Every plan beside the best single threshold in hindsight"].rows
+    assert cells == ("w", 0, 0.01, 0.02, 1.5, 1.4, 0.3, 0.25, -3.0)
+    assert section.pictures[0].data.startswith(b"\x89PNG")
+
+
+def test_transfer_says_its_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.json", "ratedist-transfer-1", [], [{"kind": "threshold", "cells": 3}])
+    data = json.loads(path.read_text())
+    data["provenance"] = {**data["provenance"], "words": ["Nothing transfers."]}
+    path.write_text(json.dumps(data))
+    section = read_section(path)
+    assert section.answer == ["Nothing transfers."]
+    assert section.tables[0].rows == ((3,),)
+
+
 def test_refuses(tmp_path: Path, bench: Path) -> None:
     with pytest.raises(InputError, match="name at least one"):
         build_report([], tmp_path / "r.html")

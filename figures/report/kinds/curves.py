@@ -19,13 +19,18 @@ def curve_section(loaded: Loaded) -> Section:
 
         return plot_curve(record)
 
-    highest = max(record.rows, key=lambda row: row["compression"])
+    falls = []
+    for variant in dict.fromkeys(row["variant"] for row in record.rows):
+        rows = sorted((r for r in record.rows if r["variant"] == variant), key=lambda row: row["threshold"])
+        middle = rows[len(rows) // 2]
+        falls.append(
+            f"{variant} {rows[0]['compression']:.2f}× at threshold {rows[0]['threshold']:g}, "
+            f"{middle['compression']:.2f}× at {middle['threshold']:g} and {rows[-1]['compression']:.2f}× at "
+            f"{rows[-1]['threshold']:g}"
+        )
     return Section(
         title="What a law of similarity implies",
-        answer=[
-            f"From theory: {record.provenance.get('title', 'a named law')}. At threshold "
-            f"{highest['threshold']:g}, {highest['variant']} comes to {highest['compression']:.2f}×."
-        ],
+        answer=[f"{record.provenance.get('title', 'A named law')}: {'; '.join(falls)}."],
         sources=[source_of(loaded)],
         tables=[any_table("Rows of the curve", record.rows, detail=True)],
         pictures=[

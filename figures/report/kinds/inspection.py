@@ -30,7 +30,8 @@ def sections(records: Sequence[Loaded]) -> list[Section]:
         verdicts = {check["null"]: check["verdict"] for check in there["checks"]}
         closest = min(here, key=lambda entry: entry["distance"])
         answer.append(
-            f"{workload}: {there['exceedances']:,} of {there['pairs']:,} pairs match "
+            f"{workload}, layer {record.provenance['layer']} at {there['threshold']:g}: "
+            f"{there['exceedances']:,} of {there['pairs']:,} pairs match "
             f"({there['byte_equal']:,} byte for byte), {there['per_block']:.3g} per block; "
             f"{verdicts['homogeneous']} over all pairs, {verdicts['positions']} given the positions. Closest "
             f"to the counts comes {closest['law']} (distance {closest['distance']:.2f}). Fused "
