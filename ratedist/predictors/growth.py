@@ -21,8 +21,8 @@ __all__ = ["Growth", "bins_of"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_SLOPES = np.geomspace(0.02, 3.0, 16)
-"""Slopes −dln v/dln m at the end of the sample: from hardly any decline to one that ends growth."""
+_SLOPES = np.geomspace(0.002, 3.0, 23)
+"""Slopes −dln v/dln m at the end of the sample: from none that 16 requests show to one that ends growth."""
 
 _SCALES = np.geomspace(0.02, 5.0, 12)
 """s over the requests of the sample: from a power law throughout to nearly an exponential."""

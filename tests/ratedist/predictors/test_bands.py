@@ -92,7 +92,7 @@ def test_a_batch_of_m_varies_less_by_n_over_m(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["leader", "tree"])
 def test_errors_beyond_the_sample_continue_it(variant: str) -> None:
-    """12 → 48: errors of keys within 8 % of the mean of 15 batches (tree: 14 %), kept blocks within 25 %.
+    """12 → 48: errors of keys within 11 % of the mean of 15 batches (tree: 14 %), kept blocks within 25 %.
 
     More representatives make matches nearer and paths through the tree longer: without these trends errors
     at 48 would be those at 12.
@@ -117,7 +117,7 @@ def test_errors_beyond_the_sample_continue_it(variant: str) -> None:
         counts.append(fused.kept.sum(axis=1))
     measured = np.sqrt(np.mean(found, axis=0))
     predicted = np.sqrt(np.mean([prediction.k_error**2 for prediction in predictions], axis=0))
-    np.testing.assert_allclose(predicted, measured, rtol=0.08 if variant == "leader" else 0.14)
+    np.testing.assert_allclose(predicted, measured, rtol=0.11 if variant == "leader" else 0.14)
     kept = np.exp(np.mean([np.log(prediction.kept) for prediction in predictions], axis=0))
     np.testing.assert_allclose(kept, np.mean(counts, axis=0), rtol=0.25)
 

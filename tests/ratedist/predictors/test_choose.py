@@ -64,6 +64,8 @@ def test_of_equal_scores_the_last_is_chosen() -> None:
         return HeldOutError(name, np.array(values), 0.0)
 
     assert best_of([error("a", 0.3), error("b", 0.1, 0.2), error("c", 0.4)]) == "b"
+    # One cell far off does not decide.
+    assert best_of([error("a", 0.2, 0.2, 0.2), error("b", 0.1, 0.1, 9.0), error("c", 0.4)]) == "b"
     assert best_of([error("a"), error("b"), error("c")]) == "c"
     assert best_of([error("a", 0.2), error("b", 0.2), error("c", 0.4)]) == "b"
 

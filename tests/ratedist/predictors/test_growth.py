@@ -55,12 +55,15 @@ def test_noise_leaves_more_curves_open() -> None:
 
 
 def test_a_constant_share_stays() -> None:
-    """Unique blocks: 60 % of every request, whoever came before; at most 6 % of it lost by 64."""
+    """Unique blocks: 60 % of every request, whoever came before; at most 2 % of it lost by 64.
+
+    A grid whose flattest slope is 0.02 loses 5 %.
+    """
     flat = np.full((1, 16), 0.6)
     share, weight = Growth.of(flat, replicates(flat, 0.005), 384).ahead(flat, np.arange(16, 64))
     mean = (weight[:, :, None] * share).sum(axis=0)[0]
     assert mean[0] == pytest.approx(0.6, rel=0.02)
-    assert 0.56 < mean[-1] <= 0.6
+    assert 0.588 < mean[-1] <= 0.6
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 12, 16, 64])
