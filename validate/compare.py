@@ -294,13 +294,13 @@ def _errors_within(sample: PairSample, plan: Plan, variant: str, criterion: str)
 
 
 def _held_out(workloads: Iterable[list[LayerCell]], plan: Plan) -> dict[str, float | None]:
-    """Mean of those errors over all that was compared, None where there are none."""
-    means: dict[str, float | None] = {}
+    """Median of those errors over all that was compared, None where there are none."""
+    scores: dict[str, float | None] = {}
     cells = [cell for cells in workloads for cell in cells]
     for name in plan.predictors:
         errors = [cell.held_out[name] for cell in cells if name in cell.held_out]
-        means[name] = float(np.mean(np.concatenate(errors))) if any(e.size for e in errors) else None
-    return means
+        scores[name] = float(np.median(np.concatenate(errors))) if any(e.size for e in errors) else None
+    return scores
 
 
 def compare_layer(

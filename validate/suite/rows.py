@@ -30,7 +30,7 @@ class Choice:
 
     Attributes:
         chosen: name of the one with the smallest error; None where there were too few requests to tell.
-        errors: by name, the mean of |ln(predicted kept / kept)| within the calibration requests over all
+        errors: by name, the median of |ln(predicted kept / kept)| within the calibration requests over all
             splits, layers and thresholds; None for a predictor that failed in one of them.
         seconds: processor seconds that it took in all.
     """
@@ -65,9 +65,9 @@ def choose(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Choi
         for name, errors in found.items()
         if errors and name not in failed
     ]
-    means = {error.predictor: error.score for error in tried}
+    scores = {error.predictor: error.score for error in tried}
     return Choice(
-        best_of(tried) if tried else None, {name: means.get(name) for name in suite.predictors}, seconds
+        best_of(tried) if tried else None, {name: scores.get(name) for name in suite.predictors}, seconds
     )
 
 
