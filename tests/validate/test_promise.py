@@ -182,7 +182,11 @@ def made_up(workload: str, seed: int, **changes: Any) -> dict[str, Any]:
         "hindsight": rival | changes.pop("hindsight", {}),
         "hindsight_within_goal": rival,
         "bd_rate": {"percent": -5.0},
-        "sensitivity": {"exact_share": 0.5, "heaviest_share": 0.1 + 0.1 * seed},
+        "sensitivity": {
+            "exact_share": 0.5,
+            "heaviest_share": 0.1 + 0.1 * seed,
+            "ln_kl_per_hundredth": 0.1 * seed or None,
+        },
         "drift": [{"to": "unrelated", "kl": 0.04, "saving": 0.05, "compression": 1 / 0.95}],
     }
     return row | changes
@@ -214,6 +218,15 @@ def test_the_summary_counts_and_names_failures_first() -> None:
     assert "fall short in some cell: bad (20.0% against 20.0%)." in text
     assert "does not beat single ones on bad (+3.0 %)." in text
     assert "9 of 10 cells" in text
+
+
+def test_the_summary_ranks_sensitivities_against_what_was_off() -> None:
+    """Heavier shares go with larger errors here; of the other measure too few cells have one."""
+    rows = [made_up("one", seed, plan={"kl_measured": 0.02 * 1.1 ** (seed + 1)}) for seed in range(3)]
+    (found,) = entries(summarise_promise(rows), "sensitivity")
+    assert found["cells"] == 3
+    assert found["rank_correlation_heaviest_share"] == pytest.approx(1.0)
+    assert found["rank_correlation_ln_kl_per_hundredth"] is None
 
 
 def test_a_run_goes_on_and_refuses_other_cells(

@@ -132,17 +132,25 @@ def _drift(target: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _sensitivity(rows: Sequence[Row]) -> dict[str, Any]:
-    """Whether what calibration says of a plan's sensitivity goes with how far measured divergence was off."""
-    off, told = [], []
-    for row in rows:
-        plan = row["plan"]
-        if plan["kl_measured"] > 0 and plan["kl_predicted"] > 0:
-            off.append(abs(math.log(plan["kl_measured"] / plan["kl_predicted"])))
-            told.append(row["sensitivity"]["heaviest_share"])
-    rank = None
-    if len(set(off)) > 2 and len(set(told)) > 2:
-        rank = float(scipy.stats.spearmanr(told, off).statistic)
-    return {"kind": "sensitivity", "cells": len(off), "rank_correlation_heaviest_share": rank}
+    """Whether what calibration says of a plan's sensitivity goes with how far measured divergence was off.
+
+    Spearman's rank correlation with |ln(measured / predicted)|; None where there are fewer than three cells.
+    """
+    off = {
+        index: abs(math.log(row["plan"]["kl_measured"] / row["plan"]["kl_predicted"]))
+        for index, row in enumerate(rows)
+        if row["plan"]["kl_measured"] > 0 and row["plan"]["kl_predicted"] > 0
+    }
+    found: dict[str, Any] = {"kind": "sensitivity", "cells": len(off)}
+    for name in ("ln_kl_per_hundredth", "heaviest_share"):
+        pairs = [
+            (told, off[index]) for index in off if (told := rows[index]["sensitivity"][name]) is not None
+        ]
+        told, wrong = zip(*pairs, strict=True) if pairs else ((), ())
+        varied = len(set(told)) > 2 and len(set(wrong)) > 2
+        rank = float(scipy.stats.spearmanr(told, wrong).statistic) if varied else None
+        found[f"rank_correlation_{name}"] = rank
+    return found
 
 
 def _words(
