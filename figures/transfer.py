@@ -39,7 +39,7 @@ def save_transfer_figure(record: Record, folder: Path) -> Path:
     with style():
         ends = _ends(_matrix(record))
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(0.62 * len(ends) + 8.2, 0.46 * len(ends) + 2.6), width_ratios=(1.35, 1)
+            1, 2, figsize=(0.62 * len(ends) + 8.2, 0.46 * len(ends) + 2.6), width_ratios=(1.2, 1)
         )
         plot_law_transfer(record, left)
         plot_threshold_transfer(record, right)
@@ -79,18 +79,18 @@ def plot_law_transfer(record: Record, ax: Axes) -> None:
     ax.set_xticks(range(len(ends)), names, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(ends)), names)
     ax.set_xlabel("measured on")
-    ax.set_ylabel("calibrated on")
+    ax.set_ylabel("calibrated on (models in the same order)")
     _mark_models(ax, [model for model, _ in ends])
     bar = ax.figure.colorbar(image, ax=ax, extend="max", fraction=0.04, pad=0.02)
     bar.set_label("median |ln(predicted / measured compression)|")
     look = predictor_style(entries[0]["predictor"])
-    ax.set_title(f"laws ({look['label']}); grey: not compared, –: next to nothing fuses", loc="left", pad=22)
+    ax.set_title(f"laws ({look['label']}); grey: not compared, –: hardly anything fuses", loc="left", pad=22)
 
 
 def plot_threshold_transfer(record: Record, ax: Axes) -> None:
     """What a threshold chosen for a goal gives elsewhere, as a multiple of the goal.
 
-    A mark is the median over captures, layers and seeds, a line holds 80 % of them.
+    A mark is the median over captures, layers and seeds, a line holds the middle 80 % of them.
 
     Raises InputError where the record holds no transfer of thresholds.
     """
@@ -114,9 +114,17 @@ def plot_threshold_transfer(record: Record, ax: Axes) -> None:
     ax.set_yticks(range(len(goals)), [_QUANTITIES[name].format(value) for name, value in goals])
     ax.set_ylim(len(goals) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("reached on the target / goal (1: as promised)")
+    ax.set_xlabel("reached on the target / goal\n(errors: above 1 breaks the promise; compression: below 1)")
     ax.set_title("thresholds, chosen on", loc="left", pad=22)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderpad=0, handletextpad=0.3)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=3,
+        borderpad=0,
+        handletextpad=0.1,
+        columnspacing=0.9,
+        fontsize=8.5,
+    )
 
 
 def _matrix(record: Record) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def test_matrix_shows_the_chosen_predictor_by_source_and_target(record: Record, 
     assert texts.count("–") == 1  # compared, but without a row that counts
     assert {"0.10", "0.60", "small", "large"} <= set(texts)
     assert "position-marked" in ax.get_title(loc="left")
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("measured on", "calibrated on")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("measured on", "calibrated on (models in the same order)")
 
 
 def test_thresholds_show_medians_and_spreads(record: Record, ax) -> None:

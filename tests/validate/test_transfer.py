@@ -262,6 +262,9 @@ def test_it_goes_on_where_it_stopped(captures: list[Capture], record: Record, tm
         InputError, match=r"other settings \(thresholds: .* name another folder, or pass --force"
     ):
         run_transfer(captures, replace(PLAN, thresholds=(0.5,)), tmp_path / "out")
+    captures[0] = Capture(captures[0].folder, replace(captures[0].manifest, seed=7))
+    with pytest.raises(InputError, match="holds cells of another capture of workload 'one · a'"):
+        run_transfer(captures, PLAN, tmp_path / "out")
 
 
 def test_captures_that_cannot_be_matched(make: Maker, captures: list[Capture]) -> None:

@@ -120,14 +120,14 @@ is at hand. Seed {plan["seed"]}.
 | | |
 |---|---|
 | form | {model["layers"]} layers, {model["parameters"]:,} parameters; {model["differs"]} |
-| trained on | {result["tokens"]:,} tokens from {text["documents"]["trained"]} documents \
-({text["tokens"]["trained"]:,} different ones), context {plan["context"]} |
+| trained on | {result["tokens"]:,} tokens, drawn from the {text["tokens"]["trained"]:,} of \
+{text["documents"]["trained"]} documents, {plan["context"]} at a time |
 | bits per token of {text["documents"]["held_out"]} held-out documents | {result["held_out_bits"]:.3f} |
 | the same before training | {result["held_out_bits_first"]:.3f} |
 | the same from the tokens' frequencies alone | {result["unigram_bits"]:.3f} |
 | bits per byte of held-out text | {result["held_out_bits_per_byte"]:.3f} |
 
-The text is the documentation that workloads built into ratedist are made of as well: requests of these
-workloads are mostly text that the model has seen. The learning curve, the versions of the packages and the
+The documents are those that workloads built into ratedist are made of as well: requests of these workloads
+come mostly from documents that the model was trained on. The learning curve, the versions of the packages and the
 command stand in `{RECORD}`.
 """
