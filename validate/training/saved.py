@@ -128,6 +128,6 @@ is at hand. Seed {plan["seed"]}.
 | bits per byte of held-out text | {result["held_out_bits_per_byte"]:.3f} |
 
 The documents are those that workloads built into ratedist are made of as well: requests of these workloads
-come mostly from documents that the model was trained on. The learning curve, the versions of the packages and the
-command stand in `{RECORD}`.
+come mostly from documents that the model was trained on. The learning curve, the versions of the packages
+and the command stand in `{RECORD}`.
 """
