@@ -6,6 +6,7 @@ from typing import Any
 
 from ratedist.figures.report.content import Picture, Section
 from ratedist.figures.report.kinds.building import Loaded, any_table, source_of
+from ratedist.records import Record
 
 __all__ = ["section"]
 
@@ -21,7 +22,7 @@ def section(loaded: Loaded) -> Section:
 
     return Section(
         title="A threshold that follows the workload",
-        answer=["Each policy over the same stream of requests; the promise is on the error of a window."],
+        answer=_answer(record),
         sources=[source_of(loaded)],
         tables=[any_table("Policies", record.summary)],
         pictures=[
@@ -34,3 +35,17 @@ def section(loaded: Loaded) -> Section:
             )
         ],
     )
+
+
+def _answer(record: Record) -> list[str]:
+    """Who went beyond the target, then who stayed within it, and at what compression."""
+    target, window = record.provenance["target"], record.provenance["window"]
+    words = []
+    for entry in sorted(record.summary, key=lambda entry: -entry["largest_window_error"]):
+        worst = entry["largest_window_error"]
+        verb = "goes beyond" if worst > target else "stays within"
+        words.append(
+            f"{entry['policy']} {verb} the target of {target:g} over {window} requests: {worst:.4f} at "
+            f"worst, compression {entry['compression']:.2f}×."
+        )
+    return words
