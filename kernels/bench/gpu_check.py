@@ -188,14 +188,14 @@ def check_space(device: torch.device, *, small: bool, seed: int) -> Iterator[dic
             ("interleaved", Rotary.from_base(1e4, head_dim // 2, "interleaved")),
         ):
             started = time.perf_counter()
-            found = []
+            found: list[tuple[torch.Tensor, torch.Tensor]] = []
             for matcher, place in ((matcher_of("cpu"), torch.device("cpu")), (matcher_of("triton"), device)):
-                there = [tensor.to(place) for tensor in (pool, ids, group)]
+                stored, which, of = pool.to(place), ids.to(place), group.to(place)
                 turns = None if rotary is None else Turns(rotary, tokens.to(place))
-                means = matcher.group_means(*there[:2], turns, there[2], groups)
+                means = matcher.group_means(stored, which, turns, of, groups)
                 # Of the same means, as rounding may differ.
-                centring = Centring(found[0][0].to(place) if found else means, there[2])
-                blocks = matcher.matched_blocks(*there[:2], turns, centring)
+                centring = Centring(found[0][0].to(place) if found else means, of)
+                blocks = matcher.matched_blocks(stored, which, turns, centring)
                 found.append((means.cpu(), blocks.cpu()))
             for what, expected, actual, tolerance in (
                 ("means", found[0][0], found[1][0], 2 * TOLERANCES[name]),

@@ -180,14 +180,14 @@ def fuse_reference(
     if options.variant == "centroid":
         altered |= {a for a in candidates if representative[a] in {representative[b] for b in altered}}
         for root in sorted({representative[a] for a in altered}):
-            for number, (one, centres) in enumerate(zip(together, centre, strict=True)):
+            for number, (whole, centres) in enumerate(zip(together, centre, strict=True)):
                 taken = as_matched[number][2]
                 away = tuple(m.float() for m in taken.get(family[root], (torch.zeros(()), torch.zeros(()))))
                 block, block_v = (c + m for c, m in zip(centres[root], away, strict=True))
                 block = block.view(shape)
                 if options.rotary is not None:
                     block = _turn(block, position[root], options.rotary)
-                block, block_v = block.to(one.k.dtype), block_v.view(shape).to(one.k.dtype)
+                block, block_v = block.to(whole.k.dtype), block_v.view(shape).to(whole.k.dtype)
                 if number == this:
                     place[root] = len(layer.k) + len(new_k) - 1
                     new_k.append(block[None])
