@@ -21,7 +21,9 @@ __all__ = ["RECORD", "SUMMARY", "transfer"]
 
 RECORD = "transfer.json"
 SUMMARY = "transfer-summary.json"
-"""The record without its rows, which are megabytes."""
+"""The record without its rows, which are megabytes, and with the matrix of the chosen predictor alone."""
+
+_LEFT_OUT = "rows, and matrix entries of predictors that were not chosen"
 
 
 def transfer(
@@ -106,8 +108,15 @@ def _write(record: Record, out: Path) -> Path:
 
     # The folder is the transfer's own: what it holds was claimed, or made by an earlier run of this command.
     write_record(record, out / RECORD, force=True)
-    write_record(replace(record, rows=[]), out / SUMMARY, force=True)
+    write_record(_shortened(record), out / SUMMARY, force=True)
     return save_transfer_figure(record, out)
+
+
+def _shortened(record: Record) -> Record:
+    if not any(entry.get("chosen") for entry in record.summary):
+        return replace(record, rows=[], provenance={**record.provenance, "left_out": "rows"})
+    summary = [entry for entry in record.summary if entry["kind"] != "matrix" or entry["chosen"]]
+    return replace(record, rows=[], summary=summary, provenance={**record.provenance, "left_out": _LEFT_OUT})
 
 
 def _print(record: Record, plan: TransferPlan) -> None:

@@ -311,7 +311,10 @@ def test_the_command(captures: list[Capture], tmp_path: Path, monkeypatch, capsy
         assert text in shown
     whole = read_record(out / "transfer.json", SCHEMA)
     short = read_record(out / "transfer-summary.json", SCHEMA)
-    assert (short.rows, short.summary) == ([], whole.summary)
+    assert short.rows == []
+    assert short.summary == [e for e in whole.summary if e["kind"] != "matrix" or e["chosen"]]
+    assert any(e["kind"] == "matrix" and not e["chosen"] for e in whole.summary)
+    assert "matrix entries of predictors that were not chosen" in short.provenance["left_out"]
     assert {row["threshold"] for row in kind(whole, "prediction")} == {0.6, 0.7}
     assert (out / "transfer.png").stat().st_size > 10_000
     code, shown, err = run(*arguments, "--json")
