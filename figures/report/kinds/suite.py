@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ratedist.figures.report.content import Picture, Section, Table
@@ -125,7 +126,8 @@ def _pictures(record: SuiteRecord) -> list[Picture]:
         ),
     }
     figures: dict[str, Callable[[SuiteRecord], Any]] = suite.figures_of(record)
-    return [
-        Picture(captions[name][0], lambda plot=plot: plot(record), name, captions[name][1])  # type: ignore[misc]
-        for name, plot in figures.items()
-    ]
+    pictures = []
+    for name, plot in figures.items():
+        title, caption = captions[name]
+        pictures.append(Picture(title, partial(plot, record), name.removeprefix("suite-"), caption))
+    return pictures
