@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -92,11 +93,11 @@ def serving_figure(records: Sequence[Record]) -> Figure:
         ax.set_ylim(0, fastest)
     for ax in grid.flat[len(records) :]:
         ax.set_axis_off()
-    shown = {}
+    shown: dict[str, Any] = {}
     for ax in grid.flat:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             shown.setdefault(label, handle)
-    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=2)
+    figure.legend(handles=list(shown.values()), labels=list(shown), loc="outside lower center", ncols=2)
     return figure
 
 

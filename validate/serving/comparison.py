@@ -139,22 +139,20 @@ def compare_serving(
         )
     reference = run(unlimited, trace, "without a limit")
     needed = max(step.blocks for step in reference.steps)
-    limits = [(None, everything), *((share, max(1, math.floor(share * needed))) for share in pools)]
+    limits: list[float | None] = [None, *pools]
     rows = []
     for repeat in range(repeats):
-        for share, blocks in limits:
-            for mode in (UNFUSED,) if share is None else MODES:
-                options = replace(unlimited, pool_blocks=blocks, fused_layers=layers_of[mode])
-                served = (
-                    reference
-                    if share is None and repeat == 0
-                    else run(options, trace, f"pool {share or 1:.2f}, {mode}")
-                )
-                row = _row(served, reference, workload, mode, share, needed, profiles[mode], loaded, trace)
+        for limit in limits:
+            size = everything if limit is None else max(1, math.floor(limit * needed))
+            for mode in (UNFUSED,) if limit is None else MODES:
+                options = replace(unlimited, pool_blocks=size, fused_layers=layers_of[mode])
+                what = "without a limit" if limit is None else f"pool {limit:.2f}, {mode}"
+                served = reference if limit is None and repeat == 0 else run(options, trace, what)
+                row = _row(served, reference, workload, mode, limit, needed, profiles[mode], loaded, trace)
                 rows.append(row | {"repeat": repeat})
             if transformers:
-                other = run_transformers(loaded, trace, replace(unlimited, pool_blocks=blocks))
-                row = _transformers_row(other, reference, workload, share, trace)
+                other = run_transformers(loaded, trace, replace(unlimited, pool_blocks=size))
+                row = _transformers_row(other, reference, workload, limit, trace)
                 rows.append(row | {"repeat": repeat})
     block_bytes = 2 * block_size * loaded.kv_heads * loaded.head_dim * loaded.model.dtype.itemsize
     return Record(

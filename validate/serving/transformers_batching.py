@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ratedist.errors import InputError, RatedistError
 from ratedist.validate.models import LoadedModel
@@ -88,7 +89,7 @@ def run_transformers(
         use_async_batching=False,
         use_cuda_graph=False,
     )
-    finished = {}
+    finished: dict[int, Any] = {}
     with loaded.model.continuous_batching_context_manager(
         generation_config=greedy, continuous_batching_config=batching, warmup=False
     ) as manager:
