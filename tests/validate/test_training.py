@@ -26,7 +26,7 @@ from ratedist.validate.workloads.texts import Document
 PLAN = TrainingPlan("qwen2", steps=6, vocabulary=280, context=24, batch=2)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
