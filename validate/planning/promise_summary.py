@@ -85,7 +85,7 @@ def _prediction(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _tolerance(rows: Sequence[Row]) -> dict[str, Any]:
-    """What planning by the band, in the place of the mean alone, kept and cost."""
+    """What planning by the foreseen divergence and its band, not the measured mean alone, kept and cost."""
     limit = rows[0]["tolerance"] * rows[0]["max_kl"]
     return {
         "kind": "tolerance",
@@ -204,9 +204,9 @@ def _words(
             f"the geometric mean, and within its 90 % band in {prediction['kl_band_coverage']:.0%} of cells."
         )
     sentences.append(
-        f"Planning by the band keeps the divergence in {tolerance['kept_by_band']} of {tolerance['of']} "
-        f"cells and saves {tolerance['saving_by_band']:.1%}; by the mean alone it would be "
-        f"{tolerance['kept_by_mean']} and {tolerance['saving_by_mean']:.1%}."
+        f"Planning by the foreseen divergence and its band keeps the limit in {tolerance['kept_by_band']} of "
+        f"{tolerance['of']} cells and saves {tolerance['saving_by_band']:.1%}; by the measured mean alone it "
+        f"would be {tolerance['kept_by_mean']} cells and {tolerance['saving_by_mean']:.1%}."
     )
     for entry in drift:
         sentences.append(
