@@ -115,7 +115,8 @@ def generate_both_ways(
     domains = [prompt.domain for prompt in prompts.prompts]
     paged_options: dict[str, Any] = {"threshold": None, "domains": domains, "block_size": block_size}
     what: dict[str, Any] = {"threshold": threshold} if plan is None else {"plan": layer_settings(plan)}
-    fused_options = {"domains": domains, "block_size": block_size, "layers": layers} | what | fuse_options
+    fused_options: dict[str, Any] = {"domains": domains, "block_size": block_size, "layers": layers}
+    fused_options |= what | fuse_options
     # Before the weights are loaded: a wrong option should not take as long.
     FusedCache(loaded.config, **fused_options)
     inputs = _left_padded([prompt.token_ids for prompt in prompts.prompts], loaded.device)
