@@ -125,6 +125,8 @@ def compare_serving(
         with packed:
             return run_engine(packed, requests, options, max_tokens=loaded.max_tokens, progress=told(what))
 
+    # The first run takes its memory from the system, and is slower for it: it is thrown away.
+    run(unlimited, trace, "warming up")
     calibration = run(unlimited, profile, "profile")
     profiles = {}
     for mode in MODES:
