@@ -114,16 +114,18 @@ def plot_threshold_transfer(record: Record, ax: Axes) -> None:
     ax.set_yticks(range(len(goals)), [_QUANTITIES[name].format(value) for name, value in goals])
     ax.set_ylim(len(goals) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("reached on the target / goal\n(errors: above 1 breaks the promise; compression: below 1)")
-    ax.set_title("thresholds, chosen on", loc="left", pad=22)
+    ax.set_xlabel(
+        "reached on the target / goal\n(above 1 breaks a promised error,\nbelow 1 a promised compression)"
+    )
+    ax.set_title("thresholds chosen on", loc="left", pad=22)
     ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
+        loc="lower right",
+        bbox_to_anchor=(1.02, 1.0),
         ncols=3,
         borderpad=0,
         handletextpad=0.1,
-        columnspacing=0.9,
-        fontsize=8.5,
+        columnspacing=0.7,
+        fontsize=7.5,
     )
 
 

@@ -54,6 +54,15 @@ def section(loaded: Loaded) -> Section:
                 [e for e in whole if e["workload"] != "all" and e["predictor"] in chosen],
                 _COLUMNS,
             ),
+            table(
+                "Across requests (bff) and across the chunks of each (cff), the chosen predictor",
+                [
+                    e
+                    for e in record.summary
+                    if e.get("mode") and e["workload"] == "all" and e["predictor"] in chosen
+                ],
+                {"mode": "mode", **_COLUMNS},
+            ),
             any_table("Every predictor, workload, split, variant and criterion", record.summary, detail=True),
             any_table(
                 "Transfer: calibrated on one workload, measured on another", record.transfer, detail=True
