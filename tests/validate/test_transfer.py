@@ -235,6 +235,17 @@ def test_words_compare_with_calibrating_anew() -> None:
         return {"kind": "threshold", "relation": relation, **goal, **ratios}
 
     summary = [entry("own", 0.1), entry("other workload", 0.2), entry("other model", 0.21, 0.3)]
+
+    def pair(error: float, source: str, target: str, workload: str = "w") -> dict[str, Any]:
+        ends = {"source_model": source, "model": target, "source_workload": "w", "workload": workload}
+        return {"kind": "matrix", "predictor": "p", "median_abs_log_ratio": error} | ends
+
+    # One direction that fails is not hidden by those that hold; pairs of another relation do not count.
+    one_way = [entry("own", 0.1), entry("other model", 0.15), pair(0.1, "a", "b"), pair(0.9, "b", "a")]
+    (verdict,) = describe([*one_way, pair(2.0, "a", "a", "v")], "p")
+    assert verdict.startswith("The law of p does not transfer from another model: median")
+    assert "0.150 (worst: b for a, w, 0.900), calibrated" in verdict
+    assert describe(one_way[:3], "p")[0].startswith("The law of p transfers from another model")
     summary += [promise("own", 0.25), promise("other model", 0.75)]
     alike, apart, kept = describe(summary, "p")
     assert alike.startswith("The law of p transfers from another workload: median")

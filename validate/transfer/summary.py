@@ -181,7 +181,10 @@ def _beyond(quantity: str, ratios: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def describe(summary: Sequence[Mapping[str, Any]], chosen: str | None) -> list[str]:
-    """The result in words: what transfers, and by how much it is worse than calibrating anew."""
+    """The result in words: what transfers, and by how much it is worse than calibrating anew.
+
+    A law transfers where it does between every two captures: a median over all would hide one direction.
+    """
     found = {e["relation"]: e for e in summary if e["kind"] == "relation" and e["predictor"] == chosen}
     own = found.get("own", {}).get("median_abs_log_ratio")
     words = [] if chosen else ["No predictor was chosen: the captures have too few requests to tell."]
@@ -190,14 +193,41 @@ def describe(summary: Sequence[Mapping[str, Any]], chosen: str | None) -> list[s
         if error is None or own is None:
             continue
         noise, unfused = found[name]["noise_median"] or 0.0, found[name]["unfused_median"]
-        transfers = error <= max(ALLOWED * own, BEYOND * noise)
+        pairs = _pairs(summary, chosen, name)
+        worst = max(pairs, key=lambda pair: pair["median_abs_log_ratio"], default=None)
+        most = error if worst is None else max(error, worst["median_abs_log_ratio"])
+        transfers = most <= max(ALLOWED * own, BEYOND * noise)
+        where = "" if worst is None else f" (worst: {_pair_name(worst)}, {worst['median_abs_log_ratio']:.3f})"
         words.append(
             f"The law of {chosen} {'transfers' if transfers else 'does not transfer'} from another "
-            f"{name.split()[1]}: median |ln(predicted/measured compression)| {error:.3f}, calibrated on the "
-            f"same capture {own:.3f}, noise of measuring {noise:.3f}; guessing that nothing fuses gives "
-            f"{unfused:.3f}."
+            f"{name.split()[1]}: median |ln(predicted/measured compression)| {error:.3f}{where}, calibrated "
+            f"on the same capture {own:.3f}, noise of measuring {noise:.3f}; guessing that nothing fuses "
+            f"gives {unfused:.3f}."
         )
     return [*words, *(_promise(entry, summary) for entry in summary if _is_moved(entry))]
+
+
+def _pairs(
+    summary: Sequence[Mapping[str, Any]], chosen: str | None, relation: str
+) -> list[Mapping[str, Any]]:
+    """Entries of the matrix between captures of one relation, where rows count."""
+    same = "model" if relation == "other workload" else "workload"
+    other = "workload" if same == "model" else "model"
+    return [
+        entry
+        for entry in summary
+        if entry["kind"] == "matrix"
+        and entry["predictor"] == chosen
+        and entry["median_abs_log_ratio"] is not None
+        and entry[f"source_{same}"] == entry[same]
+        and entry[f"source_{other}"] != entry[other]
+    ]
+
+
+def _pair_name(entry: Mapping[str, Any]) -> str:
+    if entry["source_model"] == entry["model"]:
+        return f"{entry['source_workload']} for {entry['workload']}, {entry['model']}"
+    return f"{entry['source_model']} for {entry['model']}, {entry['workload']}"
 
 
 def _is_moved(entry: Mapping[str, Any]) -> bool:
