@@ -83,9 +83,9 @@ def write_atomic(path: Path, text: str) -> None:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
         os.replace(temporary, path)
-    except BaseException:
+    finally:
+        # Gone where it was renamed; left by an error or an interruption otherwise.
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_record(record: Record, path: Path, *, force: bool = False) -> None:

@@ -30,27 +30,9 @@ SETTINGS = {"REQUESTS": "6", "CALIBRATION": "2", "TOKENS": "64", "SERVED": "2", 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of six layers, so that two are left between the first and last two."""
-    import torch
-    from tiny_models import save_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tiny_models import save_llama
 
-    folder = tmp_path_factory.mktemp("models") / "six-layers"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("models") / "six-layers", 6)
 
 
 class Page:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from ratedist.cli import main
 from ratedist.validate.planning.plan_file import read_plan
@@ -47,26 +46,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of five layers, so that one is left between the first and last two."""
-    from tiny_models import save_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tiny_models import save_llama
 
-    folder = tmp_path_factory.mktemp("models") / "five-layers"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("models") / "five-layers", 5, context=256)
 
 
 def test_what_is_printed_is_what_is_written(command: Command, model: Path, tmp_path: Path) -> None:

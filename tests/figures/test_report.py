@@ -306,7 +306,7 @@ def test_the_command(bench: Path, tmp_path: Path) -> None:
 def browser() -> Iterator[Any]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver (Debian packages chromium and chromium-driver)")
+        pytest.skip("no chromium or chromedriver on PATH; install Debian's chromium and chromium-driver")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

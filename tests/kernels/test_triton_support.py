@@ -81,7 +81,10 @@ except ValueError as error:
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="a GPU is visible, so nothing is interpreted; hide it with CUDA_VISIBLE_DEVICES=",
+)
 def test_the_interpreter_is_switched_on_in_time() -> None:
     script = """
 from ratedist.kernels.triton_support import interpreted, interpreter_if_no_gpu
@@ -96,7 +99,10 @@ print(before, asked, interpreted(), interpreter_if_no_gpu())
     assert triton_support.interpreter_if_no_gpu()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="a GPU is visible, so nothing is interpreted; hide it with CUDA_VISIBLE_DEVICES=",
+)
 def test_too_late_for_the_interpreter() -> None:
     script = """
 import os, triton

@@ -205,7 +205,9 @@ def test_a_suite_captures_what_it_needs(run, tmp_path: Path, monkeypatch) -> Non
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.skipif(
+    os.name != "posix", reason="SIGINT reaches a child process on POSIX only; run it on Linux or macOS"
+)
 def test_ctrl_c_keeps_what_is_finished(make_capture, mine: Path, tmp_path: Path) -> None:
     mine.write_text(json.dumps({**MINE, "seeds": list(range(60)), "noise_draws": 1}))
     out = tmp_path / "out"

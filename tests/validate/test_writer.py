@@ -231,7 +231,9 @@ def test_two_writers_in_one_folder(tmp_path: Path, plan: Manifest) -> None:
     CaptureWriter(tmp_path / "c", plan).close()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="no /dev/full to stand for a full disk; run it on Linux"
+)
 def test_no_space_left(tmp_path: Path, plan: Manifest) -> None:
     """The second batch meets a full device (for real: its temporary file leads to /dev/full)."""
     folder = tmp_path / "c"

@@ -25,6 +25,29 @@ def save_tiny_model(folder: Path, kind: str = "llama", *, seed: int = 0, dtype: 
     return folder
 
 
+def save_llama(folder: Path, layers: int, *, context: int = 1024) -> Path:
+    """Save a random Llama of so many layers, of which all but two at either end are fused by default."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
 def save_tokenizer(folder: Path) -> None:
     """Save a tokenizer that gives ``<s>`` and then one token per byte of the text in UTF-8."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors

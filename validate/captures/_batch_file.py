@@ -58,9 +58,9 @@ def write_batch_file(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
+        # Gone where it was renamed; left by an error or an interruption otherwise.
         temporary.unlink(missing_ok=True)
-        raise
     return 8 + len(text) + offset, digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -76,11 +76,10 @@ class CaptureWriter(AbstractContextManager["CaptureWriter"]):
                 f"{self.folder} cannot be made: {error.strerror}; name another folder"
             ) from error
         self._lock = _lock(self.folder)
-        try:
+        with ExitStack() as unless_claimed:
+            unless_claimed.callback(self.close)
             self._files = self._claim(force)
-        except BaseException:
-            self.close()
-            raise
+            unless_claimed.pop_all()
 
     def _claim(self, force: bool) -> list[BatchFile]:
         self._sweep()
