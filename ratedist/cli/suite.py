@@ -92,7 +92,7 @@ def _measure_quality(suite: Suite, workloads: Sequence[str], out: Path, *, quiet
 
     task = suite.quality
     assert task is not None
-    loaded = load_model(suite.model)
+    loaded = load_model(suite.model, dtype=task.dtype)
     sets = [
         build_prompts(
             name,

@@ -125,6 +125,7 @@ def test_quality_names_its_methods() -> None:
     methods = {method.name for method in QualityTask(baselines=("kivi4",)).methods()}
     assert methods == {"kivi4", "fusion"}
     assert {"exact", "kivi4", "int8", "nothing"} <= {method.name for method in full_suite().quality.methods()}
+    assert full_suite().quality.dtype == "float32"  # rounding to bfloat16 costs as much as int8 does
     suite = Suite("s", (Task(("a",), ((2, 2),)),), quality=QualityTask(("b",)))
     with pytest.raises(InputError, match=r"quality.workloads = 'b': unknown; choose all, or some of a"):
         suite.workloads(("a",))
