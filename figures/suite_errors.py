@@ -20,7 +20,8 @@ def plot_suite_errors(record: SuiteRecord) -> Figure:
     """A panel per split and a line per workload: the median error as a mark, up to the 90 % quantile.
 
     Grey bars reach to the median of the noise of measuring (dark) and to its 90 % quantile (light): a
-    prediction that knew the workload exactly would show these.
+    prediction that knew the workload exactly would show these. Strokes stand at the same two of what the best
+    prediction from n requests would show, where the record has them.
     """
     sizes, workloads, predictors = sizes_of(record), workloads_of(record), predictors_of(record)
     names = [*workloads, "all"]
@@ -44,6 +45,17 @@ def plot_suite_errors(record: SuiteRecord) -> Figure:
             if noise is not None and noise["noise_p90"] is not None:
                 for field, shade in (("noise_p90", "#E3E3E3"), ("noise_median", "#B9B9B9")):
                     ax.barh(line, noise[field], height=room + 0.14, color=shade, linewidth=0, zorder=1)
+            best = [] if noise is None else [noise.get("sample_median"), noise.get("sample_p90")]
+            reach = (room + 0.14) / 2
+            ax.vlines(
+                [value for value in best if value is not None],
+                line - reach,
+                line + reach,
+                color="#555555",
+                linewidth=1.1,
+                linestyle=(0, (2, 1)),
+                zorder=1.5,
+            )
             for index, name in enumerate(predictors):
                 entry = entries.get((workload, n, m, name))
                 if entry is None or entry["median_abs_log_ratio"] is None:
@@ -85,5 +97,12 @@ def plot_suite_errors(record: SuiteRecord) -> Figure:
         loc="outside lower center",
         ncols=min(2 + len(sizes), len(found)),
     )
-    figure.suptitle("Error: median (mark) to 90 % quantile (line)\nGrey: the same of the noise of measuring")
+    strokes = "; strokes: of the best that the sample can tell" if _has_best(record) else ""
+    figure.suptitle(
+        f"Error: median (mark) to 90 % quantile (line)\nGrey: the same of the noise of measuring{strokes}"
+    )
     return figure
+
+
+def _has_best(record: SuiteRecord) -> bool:
+    return any(entry.get("sample_median") is not None for entry in record.summary)

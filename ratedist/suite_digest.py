@@ -36,6 +36,7 @@ _KEPT = (
     "compression_predicted_high",
     "abs_log_ratio",
     "noise_draw",
+    "sample_draw",
 )
 _DIGITS = 4
 

@@ -50,7 +50,8 @@ class SuiteRecord:
             rows that the summary counts, else 0;
             ``noise_floor``, the spread of ln(compression) measured (``ratedist.validate.suite.noise``),
             and ``noise_draw``, one deviation of this size, as a prediction that knew the workload would have
-            it;
+            it; ``sample_draw``, one as a prediction from n requests would have it that is right for any
+            traffic (``ratedist.validate.suite.noise.sample_factor``), unknown where transferred;
             ``calibration_pairs``, ``calibration_bytes`` and ``calibration_seconds``, what calibrating this
             layer looked at, and the processor seconds it took (sample of similarities, fit and prediction
             under one criterion); ``calibrated_on``, the workload of these requests, another one where a

@@ -74,14 +74,17 @@ def run_suite(
         opened = _captures(suite, out, workloads)
     met = _compute(suite, opened, out, jobs=jobs, dask=dask, force=force, json=json)
     if suite.quality is not None:
-        _measure_quality(suite, [capture.manifest.workload for capture in opened], out, quiet=json)
+        names = [capture.manifest.workload for capture in opened]
+        _measure_quality(suite, names, out, jobs=jobs, dask=dask, quiet=json)
     if judge and met is not True:
         if met is None:
             messages().print("nothing to judge: no predictor chosen, or no split with goals", highlight=False)
         raise typer.Exit(1)
 
 
-def _measure_quality(suite: Suite, workloads: Sequence[str], out: Path, *, quiet: bool) -> None:
+def _measure_quality(
+    suite: Suite, workloads: Sequence[str], out: Path, *, jobs: int, dask: str | None, quiet: bool
+) -> None:
     """The part quality: its own record, cells and picture below ``out``; it goes on where it stopped."""
     from ratedist.figures.quality import save_quality_figure
     from ratedist.records import write_record
@@ -113,6 +116,8 @@ def _measure_quality(suite: Suite, workloads: Sequence[str], out: Path, *, quiet
             sets,
             QualityPlan(methods=tuple(task.methods()), continuation=task.continuation),
             cells=folder / "cells",
+            jobs=jobs,
+            dask=dask,
             progress=lambda done, whole, name: progress(done / whole, name),
         )
     write_record(record, folder / "quality.json", force=True)
@@ -261,11 +266,12 @@ def print_suite(record: SuiteRecord) -> None:
         console.print(sentence, highlight=False)
     table = Table(
         box=SIMPLE_HEAD,
-        title="|ln(predicted / measured compression)|; noise: what knowing the workload exactly would leave",
+        title="|ln(predicted / measured compression)|; best: what n requests can tell at best; noise: what "
+        "knowing the workload exactly would leave",
     )
     for heading in ("workload", "n → m", "predictor"):
         table.add_column(heading)
-    for heading in ("median", "noise", "90 %", "noise", "bands hold", "rows", "refused"):
+    for heading in ("median", "best", "noise", "90 %", "best", "noise", "bands hold", "rows", "refused"):
         table.add_column(heading, justify="right")
     for entry in record.summary:
         parts = [entry[name] for name in ("mode", "variant", "criterion") if entry[name] is not None]
@@ -275,8 +281,10 @@ def print_suite(record: SuiteRecord) -> None:
             f"{entry['n']} → {entry['m']}",
             entry["predictor"] + (" *" if entry.get("chosen") else ""),
             _number(entry["median_abs_log_ratio"]),
+            _number(entry["sample_median"]),
             _number(entry["noise_median"]),
             _number(entry["p90_abs_log_ratio"]),
+            _number(entry["sample_p90"]),
             _number(entry["noise_p90"]),
             "–" if entry["band_coverage"] is None else f"{entry['band_coverage']:.0%}",
             str(entry["rows"]),

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ratedist.cli.options import (
+    Dask,
     Force,
     FusedLayers,
+    Jobs,
     Json,
     Out,
     Scale,
@@ -64,22 +66,14 @@ def validate(
     ] = None,
     layers: FusedLayers = None,
     scale: Scale = "own-norm",
-    jobs: Annotated[
-        int, typer.Option("--jobs", help="Layers at a time, each in its own process; the record is the same.")
-    ] = 1,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            "--dask",
-            help="Address of a Dask scheduler, as in tcp://10.0.0.1:8786, whose workers take the layers; the "
-            "record is the same. If it is lost, --jobs finishes here.",
-        ),
-    ] = None,
+    jobs: Jobs = 1,
+    dask: Dask = None,
     suite: Annotated[
         str | None,
         typer.Option(
             "--suite",
-            help="Run the protocol instead: standard, full, or a JSON file; captures what it needs.",
+            help="Run the protocol instead: standard, full, splits (many more of them, few layers), or a "
+            "JSON file; captures what it needs.",
         ),
     ] = None,
     workloads: Annotated[

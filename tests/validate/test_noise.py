@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ratedist.errors import InputError
-from ratedist.validate.suite.noise import Exchange, draw_exchange, noise_floor
+from ratedist.validate.suite.noise import Exchange, draw_exchange, noise_floor, sample_factor
 
 
 @pytest.mark.parametrize(("pool", "share"), [(40, 1.0), (24, 0.5), (18, 0.125)])
@@ -73,6 +73,28 @@ def test_drawings_have_as_few_in_common_as_there_are_requests_for() -> None:
     assert len(places) > 10
 
 
+@pytest.mark.parametrize("m", [8, 32])
+def test_a_sample_adds_what_its_requests_leave_open(m: int) -> None:
+    """Additive requests and an order of its own in every measurement: the mean of n against one batch of m.
+
+    20,000 trials within 4 standard errors; the formula is ``ratedist.validate.suite.noise.sample_factor``.
+    """
+    n, order, rng = 8, 0.7, np.random.default_rng(8)
+    by_request = 1 / m  # the variance of a mean of m
+    batch = rng.standard_normal(20000) * math.sqrt(by_request) + rng.standard_normal(20000) * math.sqrt(order)
+    sample = rng.standard_normal((20000, n)).mean(axis=1)  # over all orders, so without one
+    squared = (batch - sample) ** 2
+    expected = sample_factor(n, m, by_request + order, order) ** 2 * (by_request + order)
+    assert abs(squared.mean() - expected) / (squared.std() / math.sqrt(20000)) < 4
+
+
+def test_a_sample_factor_lies_between_order_alone_and_requests_alone() -> None:
+    assert sample_factor(16, 16, 2.0, 0.0) == pytest.approx(math.sqrt(2))
+    assert sample_factor(16, 64, 2.0, 0.0) == pytest.approx(math.sqrt(5))
+    assert sample_factor(16, 64, 2.0, 5.0) == sample_factor(16, 64, 0.0, 0.0) == 1.0
+    assert 1 < sample_factor(16, 64, 2.0, 1.0) < math.sqrt(5)
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(InputError, match=r"m = 16: .*needs more than m to draw from; there are 16"):
         draw_exchange(range(16), 16, np.random.default_rng(0))
@@ -81,3 +103,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="deviations"):
         noise_floor([])
     assert Exchange((0,), (1,), 0.5).deviation(1.0, 3.0) == 2.0
+    with pytest.raises(InputError, match="n = 0: must be at least 1"):
+        sample_factor(0, 16, 1.0, 0.0)
+    with pytest.raises(InputError, match="order_variance = -1.0: must be at least 0"):
+        sample_factor(16, 16, 1.0, -1.0)

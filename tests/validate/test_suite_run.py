@@ -18,17 +18,12 @@ from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.compare import count_exceedances
 from ratedist.validate.suite.folder import CELLS, SETTINGS, CellKey, SuiteFolder
 from ratedist.validate.suite.noise import noise_floor
-from ratedist.validate.suite.protocol import (
-    Calibration,
-    draw_calibration,
-    draw_split,
-    layer_cells,
-    noise_cell,
-    split_cell,
-)
+from ratedist.validate.suite.noise_cell import noise_cell
+from ratedist.validate.suite.protocol import Calibration, layer_cells, split_cell
 from ratedist.validate.suite.rows import choose
 from ratedist.validate.suite.run import fingerprint, plan_work, run_cells, suite_settings
 from ratedist.validate.suite.scored_layer import ScoredLayer, select_requests
+from ratedist.validate.suite.splits import draw_calibration, draw_split
 from ratedist.validate.suite.summary import make_record
 from ratedist.validate.suite.tasks import Suite, Task
 

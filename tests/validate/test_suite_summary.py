@@ -9,7 +9,8 @@ import pytest
 
 from ratedist.suite_record import Columns, as_column
 from ratedist.validate.suite.rows import Choice
-from ratedist.validate.suite.summary import describe, goals_of, summarise_suite
+from ratedist.validate.suite.summary import goals_of, summarise_suite
+from ratedist.validate.suite.words import describe
 
 
 def columns(*rows: dict[str, object]) -> Columns:
@@ -22,7 +23,9 @@ def columns(*rows: dict[str, object]) -> Columns:
         "variant": "leader",
         "criterion": "keys",
         "predictor": "p",
+        "seed": 0,
         "noise_draw": 0.01,
+        "sample_draw": 0.02,
         "compression_measured": 2.0,
         "compression_predicted_low": None,
         "compression_predicted_high": None,
@@ -44,7 +47,7 @@ def entry(summary: list[dict[str, object]], **wanted: object) -> dict[str, objec
 
 def test_quantiles_of_errors_and_of_noise_over_rows_that_count() -> None:
     errors = [0.1, 0.3, 0.2]
-    rows = [{"error": e, "noise_draw": e / 4} for e in errors]
+    rows = [{"error": e, "noise_draw": e / 4, "sample_draw": e / 2} for e in errors]
     rows += [{"error": 9.0, "noise_draw": 9.0, "counts": 0}]
     rows += [{"error": 0.9, "workload": "v"}, {"error": 0.4, "m": 64}, {"error": 0.0, "predictor": "q"}]
     summary = summarise_suite(columns(*rows), Choice("p", {"p": 0.07, "q": 0.2}, 1.0))
@@ -53,6 +56,8 @@ def test_quantiles_of_errors_and_of_noise_over_rows_that_count() -> None:
     assert own["p90_abs_log_ratio"] == pytest.approx(0.2 + 0.8 * 0.1)
     assert own["noise_median"] == pytest.approx(0.05)
     assert own["noise_p90"] == pytest.approx(0.07)
+    assert own["sample_median"] == pytest.approx(0.1)
+    assert own["sample_p90"] == pytest.approx(0.14)
     assert own["median_over_noise"] == pytest.approx(4)
     assert own["p90_over_noise"] == pytest.approx(4)
     assert (own["rows"], own["refused"]) == (3, 0)
@@ -114,6 +119,21 @@ def test_coverage_is_over_rows_with_a_band() -> None:
     assert entry(summarise_suite(columns(*rows)))["band_coverage"] == pytest.approx(3 / 5)
 
 
+def test_intervals_are_those_of_splits() -> None:
+    """Rows of a split go together: the interval of the median reaches from one split's to another's."""
+
+    def row(seed: int, error: float, held: bool) -> dict[str, object]:
+        low, high = (1.9, 2.1) if held else (2.1, 2.2)
+        ends = {"compression_predicted_low": low, "compression_predicted_high": high}
+        return {"seed": seed, "error": error, **ends}
+
+    rows = [row(seed, error, error < 0.3) for seed, error in enumerate((0.1, 0.2, 0.3)) for _ in range(20)]
+    found = entry(summarise_suite(columns(*rows)))["over_splits"]
+    assert found == {"median": [0.1, 0.3], "p90": [0.1, 0.3], "coverage": [0.0, 1.0]}
+    alone = entry(summarise_suite(columns(*rows[:20])))["over_splits"]
+    assert alone == {"median": None, "p90": None, "coverage": None}
+
+
 def make_summary(**changes: object) -> list[dict[str, object]]:
     base = {
         "workload": "all",
@@ -128,6 +148,9 @@ def make_summary(**changes: object) -> list[dict[str, object]]:
         "p90_abs_log_ratio": 0.14,
         "noise_median": 0.01,
         "noise_p90": 0.02,
+        "sample_median": None,
+        "sample_p90": None,
+        "over_splits": {"median": None, "p90": None, "coverage": None},
         "band_coverage": 0.9,
         "chosen": True,
     }
@@ -194,6 +217,13 @@ def test_words_lead_with_what_fails() -> None:
         "harder 0.300, hard 0.200, middle 0.090."
     )
     assert words[2] == "Missed: coverage at 16 → 16 is 70%, not 85% to 95%, over 100 rows."
+    known = {"median": [0.06, 0.1], "p90": None, "coverage": [0.6, 0.81]}
+    surer = make_summary(median_abs_log_ratio=0.08, band_coverage=0.7, over_splits=known, sample_median=0.07)
+    words = describe(surer, goals_of(surer), "p", "")
+    assert "is 0.080 (0.060 to 0.100 over other splits), 1.6 times" in words[1]
+    assert "; the best that 16 requests can tell would show 0.070; worst:" in words[1]
+    assert "coverage at 16 → 16 is 70% (60% to 81% over other splits), not" in words[2]
+    words = describe(summary, goals_of(summary), "p", "Covered: little.")
     assert words[3].startswith("Met: the 90 % quantile")
     assert words[-1] == "Covered: little."
     assert describe(make_summary(), goals_of(make_summary()), "p", "")[0].startswith("All goals are met by p")

@@ -22,7 +22,7 @@ from ratedist.records import Record, read_record
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.captures.store import Capture
 from ratedist.validate.measure import measure
-from ratedist.validate.suite.protocol import draw_calibration, draw_split
+from ratedist.validate.suite.splits import draw_calibration, draw_split
 from ratedist.validate.transfer.matched import match_captures, matched_layers, pairs_of
 from ratedist.validate.transfer.rows import relation
 from ratedist.validate.transfer.run import SCHEMA, TransferPlan, run_transfer

@@ -1,4 +1,5 @@
-"""How far two measurements of the same traffic lie apart: the floor that no prediction gets below."""
+"""How far two measurements of the same traffic lie apart: the floor that no prediction gets below, and the
+higher one that no prediction from a sample gets below without knowing more than the sample."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ratedist.errors import InputError
 
-__all__ = ["Exchange", "draw_exchange", "noise_floor"]
+__all__ = ["Exchange", "draw_exchange", "noise_floor", "sample_factor"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,36 @@ def draw_exchange(requests: Sequence[int], m: int, rng: np.random.Generator) -> 
     other = one.copy()
     other[rng.permutation(m)[:exchanged]] = order[m : m + exchanged]
     return Exchange(tuple(one.tolist()), tuple(other.tolist()), exchanged / m)
+
+
+def sample_factor(n: int, m: int, variance: float, order_variance: float) -> float:
+    """How many times the noise of m requests an unbiased prediction from n others misses them by.
+
+    The noise of a measurement has a part O of the order in which the requests come and a part S of which ones
+    they are, so σ² = S + O. To first order every estimator from n requests that is right for any traffic has
+    the same influence function and adds S·m/n to it (docs/theory.md, "Predictors from a sample, and their
+    bands"):
+
+        sqrt((S·(1 + m/n) + O) / (S + O)).
+
+    Args:
+        n, m: requests of the sample and of the batch, at least 1.
+        variance: σ² of the logarithm of what m requests give; at 0 the result is 1.
+        order_variance: O; counted as at most σ².
+
+    Raises InputError where there are no requests or a variance is negative.
+
+    Test: tests/validate/test_noise.py::test_a_sample_adds_what_its_requests_leave_open.
+    """
+    for name, value, least in (("n", n, 1), ("m", m, 1), ("variance", variance, 0)):
+        if not value >= least:
+            raise InputError(name, value, f"must be at least {least}")
+    if not order_variance >= 0:
+        raise InputError("order_variance", order_variance, "must be at least 0")
+    if variance == 0:
+        return 1.0
+    order = min(order_variance, variance) / variance
+    return math.sqrt((1 - order) * (1 + m / n) + order)
 
 
 def noise_floor(deviations: Sequence[float]) -> float:

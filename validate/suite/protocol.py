@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -19,74 +18,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from ratedist.errors import InputError, RatedistError
+from ratedist.errors import RatedistError
 from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.predictors import PairSample, Prediction, held_out_errors
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.captures.manifest import Manifest
-from ratedist.validate.compare import LayerCell, Plan, Split, compare_layer, count_exceedances
+from ratedist.validate.compare import LayerCell, Plan, compare_layer, count_exceedances
 from ratedist.validate.measure import Measurement
-from ratedist.validate.suite.noise import draw_exchange
 from ratedist.validate.suite.scored_layer import ScoredLayer, select_requests
+from ratedist.validate.suite.splits import draw_split
 from ratedist.validate.suite.tasks import Suite
 
 __all__ = [
     "CHOICE_SPLITS",
-    "DRAWN_AS",
     "Calibration",
-    "check_size",
-    "draw_calibration",
-    "draw_split",
     "layer_cells",
-    "noise_cell",
     "recheck",
     "split_cell",
 ]
 
 Json = dict[str, Any]
 
-DRAWN_AS = "drawn_as"
-"""In a manifest's origin, the workload whose random draws its requests follow; its own where absent."""
-
 CHOICE_SPLITS = 1
 """Random splits of the calibration requests, in every cell, by which a predictor is chosen."""
 
 _FAILURES = (RatedistError, ArithmeticError, ValueError, IndexError)
 """What a predictor may stumble over."""
-
-
-def draw_split(manifest: Manifest, n: int, m: int, seed: int) -> Split:
-    """n requests to calibrate on and m others to measure, drawn and ordered at random.
-
-    Only requests with a full block are drawn. The same seed draws the same n requests for every m.
-
-    Raises InputError as ``check_size`` does.
-    """
-    check_size(manifest, n, m)
-    order = _generator(manifest, seed).permutation(_with_blocks(manifest))
-    return Split(tuple(order[:n].tolist()), tuple(order[n : n + m].tolist()))
-
-
-def draw_calibration(manifest: Manifest, n: int, seed: int) -> tuple[int, ...]:
-    """The n requests that ``draw_split`` calibrates on with this seed, for measuring another workload.
-
-    Raises InputError where there are fewer.
-    """
-    check_size(manifest, n, 0)
-    return tuple(_generator(manifest, seed).permutation(_with_blocks(manifest))[:n].tolist())
-
-
-def check_size(manifest: Manifest, n: int, m: int) -> None:
-    """Raises InputError where a workload has fewer than n + m requests with a full block."""
-    there = len(_with_blocks(manifest))
-    if there < n + m:
-        raise InputError(
-            "requests",
-            there,
-            f"workload {manifest.workload!r} is too small for {n} → {m}: it needs {n + m} requests of "
-            f"at least {manifest.block_size} tokens; capture more, or take smaller splits",
-        )
 
 
 @dataclass(frozen=True)
@@ -200,48 +158,6 @@ def split_cell(
         "choice_seconds": round(choice_seconds, 4),
         "calibration_bytes": blocks * 2 * layer.block_dim * layer.k.element_size(),
         "results": results,
-    }
-
-
-def noise_cell(
-    manifest: Manifest, scored: ScoredLayer, index: int, m: int, suite: Suite, mode: str = "bff"
-) -> Json:
-    """Deviations of the logarithm of the compression of m requests, see ``ratedist.validate.suite.noise``.
-
-    All requests of the capture are drawn from. Without more than m of them there are no deviations.
-    """
-    requests = _with_blocks(manifest)
-    pairs = []
-    if len(requests) > m:
-        rng = _generator(manifest, m, 1)  # not a seed of a split
-        pairs = [draw_exchange(requests, m, rng) for _ in range(suite.noise_pairs(m))]
-    drawn = [(pair, scored.draw(pair.one), scored.draw(pair.other)) for pair in pairs]
-    return {
-        "kind": "noise",
-        "mode": mode,
-        "workload": manifest.workload,
-        "layer": index,
-        "m": m,
-        "share": pairs[0].share if pairs else None,
-        "results": [
-            {
-                "variant": variant,
-                "criterion": criterion,
-                "threshold": threshold,
-                "deviations": [
-                    pair.deviation(
-                        *(
-                            math.log(draw.candidates / draw.kept(threshold, variant, criterion))
-                            for draw in (one, other)
-                        )
-                    )
-                    for pair, one, other in drawn
-                ],
-            }
-            for variant in suite.variants
-            for criterion in suite.criteria
-            for threshold in suite.thresholds
-        ],
     }
 
 
@@ -391,14 +307,3 @@ def _nothing(measured: Sequence[Measurement]) -> Prediction:
         k_error=unknown,
         v_error=unknown,
     )
-
-
-def _with_blocks(manifest: Manifest) -> list[int]:
-    return [request for request, length in enumerate(manifest.lengths) if length >= manifest.block_size]
-
-
-def _generator(manifest: Manifest, *numbers: int) -> np.random.Generator:
-    # Workloads draw apart from each other: the same requests by number would tie their errors together.
-    # One workload of several models draws alike (``ratedist.validate.transfer``).
-    name = manifest.origin.get(DRAWN_AS, manifest.workload)
-    return np.random.default_rng([zlib.crc32(name.encode()), *numbers])

@@ -15,7 +15,7 @@ from ratedist.suite_record import Columns, as_column
 from ratedist.validate.compare import Split, cell_rows
 from ratedist.validate.measure import runtime_for
 from ratedist.validate.suite.folder import CellKey, SuiteFolder
-from ratedist.validate.suite.noise import noise_floor
+from ratedist.validate.suite.noise import noise_floor, sample_factor
 from ratedist.validate.suite.protocol import layer_cells
 from ratedist.validate.suite.run import LayerWork
 from ratedist.validate.suite.tasks import Suite
@@ -97,9 +97,7 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
     for item in work:
         by_workload.setdefault(item.capture.manifest.workload, []).append(item)
     for workload, items in by_workload.items():
-        noise = {
-            key: _deviations(folder.read(key)) for item in items for key in item.noise if folder.has(key)
-        }
+        noise = {key: _noise(folder.read(key)) for item in items for key in item.noise if folder.has(key)}
         sizes = sorted({size for item in items for size in item.sizes})
         for size in sizes:
             n, m, source, mode = size
@@ -133,9 +131,10 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
                 for row in rows:
                     cell = cells[row["layer"]]
                     place = (row["variant"], row["criterion"])
-                    deviations = noise.get(CellKey(workload, row["layer"], m, mode=mode), {}).get(
-                        (*place, row["threshold"]), []
+                    spread = noise.get(CellKey(workload, row["layer"], m, mode=mode), {}).get(
+                        (*place, row["threshold"]), _NO_NOISE
                     )
+                    noise_draw = spread.draw(number + len(suite.seeds) * row["layer"])
                     predicted = results[(row["layer"], *place)][row["predictor"]]
                     row |= {
                         "mode": mode,
@@ -144,8 +143,9 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
                         "n": n,
                         "m": m,
                         "seed": seed,
-                        "noise_floor": noise_floor(deviations) if deviations else math.nan,
-                        "noise_draw": _pick(deviations, number + len(suite.seeds) * row["layer"]),
+                        "noise_floor": spread.floor,
+                        "noise_draw": noise_draw,
+                        "sample_draw": noise_draw * spread.factor(n, m) if other is None else math.nan,
                         "calibration_pairs": cell["calibration_pairs"],
                         "calibration_bytes": cell["calibration_bytes"],
                         "calibration_seconds": predicted["seconds"],
@@ -154,13 +154,34 @@ def _groups(suite: Suite, work: Sequence[LayerWork], folder: SuiteFolder) -> Ite
                 yield rows
 
 
-def _pick(deviations: Sequence[float], number: int) -> float:
-    """One of the deviations: another one in every seed and layer, as far as there are."""
-    return deviations[number % len(deviations)] if deviations else math.nan
+@dataclass(frozen=True)
+class _Noise:
+    """Deviations at one setting, by drawing of requests and by order alone."""
+
+    deviations: tuple[float, ...]
+    by_order: tuple[float, ...]
+
+    @property
+    def floor(self) -> float:
+        return noise_floor(self.deviations) if self.deviations else math.nan
+
+    def draw(self, number: int) -> float:
+        """One of the deviations: another one in every seed and layer, as far as there are."""
+        return self.deviations[number % len(self.deviations)] if self.deviations else math.nan
+
+    def factor(self, n: int, m: int) -> float:
+        if not self.deviations:
+            return math.nan
+        return sample_factor(n, m, self.floor**2, noise_floor(self.by_order) ** 2)
 
 
-def _deviations(cell: Mapping[str, Any]) -> dict[tuple[str, str, float], list[float]]:
+_NO_NOISE = _Noise((), ())
+
+
+def _noise(cell: Mapping[str, Any]) -> dict[tuple[str, str, float], _Noise]:
     return {
-        (result["variant"], result["criterion"], result["threshold"]): result["deviations"]
+        (result["variant"], result["criterion"], result["threshold"]): _Noise(
+            tuple(result["deviations"]), tuple(result["order_deviations"])
+        )
         for result in cell["results"]
     }

@@ -20,17 +20,15 @@ from ratedist.validate.models import LoadedModel
 from ratedist.validate.parallel import absolute, check_jobs, run_tasks
 from ratedist.validate.suite.chunks import as_chunks
 from ratedist.validate.suite.folder import CAPTURES, SETTINGS, CellKey, SuiteFolder
+from ratedist.validate.suite.noise_cell import REORDERED, noise_cell
 from ratedist.validate.suite.protocol import (
     CHOICE_SPLITS,
     Calibration,
-    check_size,
-    draw_calibration,
-    draw_split,
-    noise_cell,
     recheck,
     split_cell,
 )
 from ratedist.validate.suite.scored_layer import ScoredLayer, select_requests
+from ratedist.validate.suite.splits import check_size, draw_calibration, draw_split
 from ratedist.validate.suite.tasks import CellSize, Suite
 from ratedist.validate.workloads import build_prompts
 
@@ -156,6 +154,7 @@ def suite_settings(suite: Suite, captures: Sequence[Capture]) -> dict[str, Any]:
         "scale": suite.scale,
         "predictors": list(suite.predictors),
         "noise_draws": suite.noise_draws,
+        "noise_orders": REORDERED,
         "chunk_blocks": suite.chunk_blocks,
         "choice_splits": CHOICE_SPLITS,
         "version": metadata.version("ratedist"),

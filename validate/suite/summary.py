@@ -1,4 +1,4 @@
-"""What a suite's rows say: errors beside the noise floor, goals met or missed, and the result in words."""
+"""What a suite's rows say: errors beside the noise floor, and goals met or missed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 from ratedist.records import provenance
 from ratedist.suite_record import Columns, SuiteRecord
 from ratedist.validate.suite.folder import SuiteFolder
+from ratedist.validate.suite.over_splits import (
+    split_weights,
+    weighted_mean_interval,
+    weighted_quantile_interval,
+)
 from ratedist.validate.suite.rows import Choice, choose, collect
 from ratedist.validate.suite.run import LayerWork, fingerprint
 from ratedist.validate.suite.tasks import Suite
+from ratedist.validate.suite.words import covered, describe, is_whole, unseen
 from ratedist.validate.summary import ALL
 
 __all__ = [
@@ -23,7 +29,6 @@ __all__ = [
     "GOALS",
     "GOAL_SPLITS",
     "NOISE_FACTOR",
-    "describe",
     "goals_of",
     "make_record",
     "summarise_suite",
@@ -36,6 +41,8 @@ COVERAGE = (0.85, 0.95)
 """Asked of the chosen predictor over all workloads: the median and the 90 % quantile of
 |ln(predicted/measured)| at most this, or at most so many times the same quantile of the noise where that is
 larger; and bands that hold the measurement in this share of the rows."""
+
+QUANTILES = {"median": 0.5, "p90": 0.9}
 
 GOAL_SPLITS = ((16, 16), (16, 64))
 """Splits that the goals are about."""
@@ -75,7 +82,7 @@ def make_record(
         if folder.has(key)
         for check in folder.read(key).get("rechecked", [])
     ]
-    coverage = _coverage(work, suite, finished, len(keys), checks)
+    coverage = covered(work, suite, finished, len(keys), checks)
     return SuiteRecord(
         provenance=provenance(
             command,
@@ -103,7 +110,7 @@ def make_record(
                 "other_kept": sum(check["kept"] != check["kept_looked_up"] for check in checks),
             },
         ),
-        words=[*describe(summary, goals, chosen, coverage), *_unseen(columns)],
+        words=[*describe(summary, goals, chosen, coverage), *unseen(columns)],
         goals=goals,
         summary=summary,
         columns=columns,
@@ -128,9 +135,13 @@ def summarise_suite(columns: Columns, choice: Choice | None = None) -> list[dict
           quantile is None where it falls on one or where no row counts;
         - ``noise_median`` and ``noise_p90``, the same quantiles of ``noise_draw``: what a prediction would
           show that knew the workload exactly; ``median_over_noise`` and ``p90_over_noise``, the ratios;
+        - ``sample_median`` and ``sample_p90``, the same of ``sample_draw``: what a prediction would show that
+          is the best one from n requests for traffic of any kind;
         - ``band_coverage``, the share of rows whose band holds the measurement, of those that have one;
         - ``calibration_seconds``, the median per layer and criterion;
-        - ``chosen`` and ``held_out_error``, the error it was chosen by, on rows over all workloads alone.
+        - ``chosen`` and ``held_out_error``, the error it was chosen by, on rows over all workloads alone, and
+          there ``over_splits``: 90 % intervals of ``median``, ``p90`` and ``coverage`` over other random
+          splits (``ratedist.validate.suite.over_splits``), None where there is none.
     """
     columns = {
         name: column[columns["calibrated_on"] == columns["workload"]] for name, column in columns.items()
@@ -178,6 +189,7 @@ def summarise_suite(columns: Columns, choice: Choice | None = None) -> list[dict
                 if group[0] == ALL:
                     entry["chosen"] = choice is not None and predictor == choice.chosen
                     entry["held_out_error"] = None if choice is None else choice.errors.get(predictor)
+                    entry["over_splits"] = _over_splits(columns, counted, error)
                 entries.append(entry)
     return entries
 
@@ -222,11 +234,13 @@ def goals_of(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         difference to the limit; None where there is no value) and ``rows``. What cannot be judged, for
         want of rows or of bands, is not met. Errors have two fields more: ``split_half_limit`` is the limit
         with √2 times the noise, which is what two disjoint halves differ by, so what a prediction would show
-        that *is* the measurement of m other requests; ``met_against_split_half`` says whether it is met.
+        that *is* the measurement of m other requests; ``met_against_split_half`` says whether it is met; and
+        ``sample``, what the best prediction from n requests would show. ``over_splits`` is the interval of
+        the value over other random splits.
     """
     goals = []
     for entry in summary:
-        if entry["workload"] != ALL or not _whole(entry) or (entry["n"], entry["m"]) not in GOAL_SPLITS:
+        if entry["workload"] != ALL or not is_whole(entry) or (entry["n"], entry["m"]) not in GOAL_SPLITS:
             continue
         common = {name: entry[name] for name in ("predictor", "chosen", "n", "m", "rows")}
         for goal in GOALS:
@@ -243,120 +257,69 @@ def goals_of(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "missed_by": missed,
                     "split_half_limit": halves,
                     "met_against_split_half": value is not None and value <= halves,
+                    "sample": entry[f"sample_{goal}"],
+                    "over_splits": entry["over_splits"][goal],
                 }
             )
         value, (low, high) = entry["band_coverage"], COVERAGE
         missed = None if value is None else max(0.0, low - value, value - high)
         goals.append(
-            {**common, "goal": "coverage", "value": value, "limit": [low, high], "missed_by": missed}
+            {
+                **common,
+                "goal": "coverage",
+                "value": value,
+                "limit": [low, high],
+                "missed_by": missed,
+                "over_splits": entry["over_splits"]["coverage"],
+            }
         )
     return [{**goal, "met": goal["missed_by"] == 0.0} for goal in goals]
 
 
-def describe(
-    summary: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]], chosen: str | None, covered: str
-) -> list[str]:
-    """The result in words, a sentence or two each; what fails comes first.
-
-    Args:
-        summary: from ``summarise_suite``.
-        goals: from ``goals_of``.
-        chosen: the predictor that was chosen.
-        covered: what the suite covers, in words.
-    """
-    words = []
-    if chosen is None:
-        words.append("No predictor was chosen, so none can be held to the goals.")
-    judged = [goal for goal in goals if goal["predictor"] == chosen]
-    missed = [goal for goal in judged if not goal["met"]]
-    if judged:
-        outcome = f"{len(missed)} of {len(judged)} goals are missed" if missed else "All goals are met"
-        words.append(f"{outcome} by {chosen}, which was chosen on calibration requests alone.")
-    words += [_missed(goal, summary) for goal in missed]
-    words += [_met(goal) for goal in judged if goal["met"]]
-    if chosen is not None and not judged:
-        words.append("The goals are about 16 → 16 and 16 → 64, which this suite does not hold.")
-    refusals = [entry for entry in summary if entry["workload"] == ALL and _whole(entry) and entry["refused"]]
-    words += [
-        f"{entry['predictor']} predicted nothing in {entry['refused']} of {entry['rows']} rows at "
-        f"{entry['n']} → {entry['m']}."
-        for entry in refusals
-    ]
-    return [*words, covered]
-
-
-def _coverage(
-    work: Sequence[LayerWork], suite: Suite, finished: int, cells: int, checks: Sequence[dict[str, Any]]
-) -> str:
-    """What the suite covers, in words."""
-    manifest = work[0].capture.manifest
-    layers: dict[str, int] = {}
-    for item in work:
-        name = item.capture.manifest.workload
-        layers[name] = layers.get(name, 0) + 1
-    counts = sorted(set(layers.values()))
-    spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    sizes = ", ".join(f"{n} → {m}" for n, m in sorted({size[:2] for item in work for size in item.sizes}))
-    pairs = {
-        (size.source, item.capture.manifest.workload)
-        for item in work
-        for size in item.sizes
-        if size.source != item.capture.manifest.workload
-    }
-    across = {"bff": "requests", "cff": f"chunks of {suite.chunk_blocks} blocks"}
-    modes = dict.fromkeys(size.mode for item in work for size in item.sizes)
-    other = sum(check["kept"] != check["kept_looked_up"] for check in checks)
-    text = (
-        f"Covered: {manifest.model}, {len(layers)} workloads, {spread} of {manifest.model_layers} layers, "
-        f"splits {sizes} with {len(suite.seeds)} seeds, thresholds {min(suite.thresholds):g} to "
-        f"{max(suite.thresholds):g}, {' and '.join(suite.variants)} across "
-        f"{' and across '.join(across[mode] for mode in modes)}, by {' and '.join(suite.criteria)}; "
-        f"{finished} of {cells} cells are finished."
-    )
-    if pairs:
-        text += f" Predictions were transferred between {len(pairs)} pairs of workloads."
-    if checks:
-        text += f" {len(checks)} fusions were repeated without looked-up scores: {other} kept other counts."
-    return text
-
-
-def _unseen(columns: Columns) -> list[str]:
-    """In words, how often no pair of calibration blocks exceeded the threshold; nothing if never."""
-    none = (columns["calibration_exceedances"] == 0) & (columns["counts"] > 0)
-    if not none.any():
-        return []
-    cells = np.count_nonzero(columns["counts"])
-    return [
-        f"In {none.sum() / cells:.1%} of the rows that count no pair of calibration blocks exceeded the "
-        "threshold: predictions there rest on what lies below it. Calibrating on more requests would help."
-    ]
-
-
-def _whole(entry: dict[str, Any]) -> bool:
-    """Whether an entry is about every mode, variant and criterion."""
-    return all(entry.get(name) is None for name in ("mode", "variant", "criterion"))
-
-
 def _figures(columns: Columns, counted: BoolArray, error: FloatArray) -> dict[str, Any]:
     """Figures over the rows that count, see ``summarise_suite``."""
-    errors, noise = error[counted], columns["noise_draw"][counted]
-    noise = noise[np.isfinite(noise)]
+    errors = error[counted]
+    noise, sample = (_known(columns[f"{name}_draw"][counted]) for name in ("noise", "sample"))
     figures: dict[str, Any] = {"rows": int(counted.sum()), "refused": int(np.isinf(errors).sum())}
-    for name, q in (("median", 0.5), ("p90", 0.9)):
+    for name, q in QUANTILES.items():
         value, floor = _quantile(errors, q), _quantile(noise, q)
         figures[f"{name}_abs_log_ratio"] = value
         figures[f"noise_{name}"] = floor
         figures[f"{name}_over_noise"] = value / floor if value is not None and floor else None
-    low, high = (columns.get(f"compression_predicted_{end}") for end in ("low", "high"))
-    coverage = None
-    if low is not None and high is not None:
-        banded = counted & np.isfinite(low) & np.isfinite(high)
-        measured = columns["compression_measured"]
-        # Ends that equal the measurement hold it, rounding aside.
-        held = (measured >= low * (1 - 1e-9)) & (measured <= high * (1 + 1e-9))
-        coverage = float(held[banded].mean()) if banded.any() else None
-    figures["band_coverage"] = coverage
+        figures[f"sample_{name}"] = _quantile(sample, q)
+    _, held = _bands(columns, counted)
+    figures["band_coverage"] = float(held.mean()) if held.size else None
     return figures
+
+
+def _bands(columns: Columns, counted: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """Which of the rows that count have a band, and of those, whether it holds the measurement."""
+    low, high = (columns.get(f"compression_predicted_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        return np.zeros_like(counted), np.zeros(0, dtype=bool)
+    banded = counted & np.isfinite(low) & np.isfinite(high)
+    measured = columns["compression_measured"]
+    # Ends that equal the measurement hold it, rounding aside.
+    held = (measured >= low * (1 - 1e-9)) & (measured <= high * (1 + 1e-9))
+    return banded, held[banded]
+
+
+def _over_splits(columns: Columns, counted: BoolArray, error: FloatArray) -> dict[str, list[float] | None]:
+    """Intervals over other splits, see ``summarise_suite``."""
+    found: dict[str, list[float] | None] = dict.fromkeys((*QUANTILES, "coverage"))
+    if (drawn := split_weights(columns["workload"][counted], columns["seed"][counted])) is None:
+        return found
+    split, weights = drawn
+    for name, q in QUANTILES.items():
+        found[name] = weighted_quantile_interval(error[counted], split, weights, q)
+    banded, held = _bands(columns, counted)
+    if held.any() and (drawn := split_weights(columns["workload"][banded], columns["seed"][banded])):
+        found["coverage"] = weighted_mean_interval(held.astype(np.float64), *drawn)
+    return found
+
+
+def _known(values: FloatArray) -> FloatArray:
+    return values[np.isfinite(values)]
 
 
 def _quantile(values: FloatArray, q: float) -> float | None:
@@ -372,42 +335,3 @@ def _quantile(values: FloatArray, q: float) -> float | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-_GOAL_NAMES = {"median": "the median error", "p90": "the 90 % quantile of the error", "coverage": "coverage"}
-
-
-def _missed(goal: dict[str, Any], summary: Sequence[dict[str, Any]]) -> str:
-    where = f"{_GOAL_NAMES[goal['goal']]} at {goal['n']} → {goal['m']}"
-    if goal["value"] is None:
-        return f"Missed: {where} cannot be judged over {goal['rows']} rows."
-    if goal["goal"] == "coverage":
-        low, high = goal["limit"]
-        return (
-            f"Missed: {where} is {goal['value']:.0%}, not {low:.0%} to {high:.0%}, over {goal['rows']} rows."
-        )
-    field = f"{goal['goal']}_abs_log_ratio"
-    alike = [
-        entry
-        for entry in summary
-        if entry["workload"] != ALL
-        and _whole(entry)
-        and (entry["predictor"], entry["n"], entry["m"]) == (goal["predictor"], goal["n"], goal["m"])
-        and entry[field] is not None
-    ]
-    halves = ""
-    if goal["met_against_split_half"]:
-        halves = f" (two halves of the data differ so much that {goal['split_half_limit']:.3f} would be met)"
-    worst = sorted(alike, key=lambda entry: entry[field], reverse=True)[:3]
-    named = ", ".join(f"{entry['workload']} {entry[field]:.3f}" for entry in worst)
-    return (
-        f"Missed: {where} is {goal['value']:.3f}, {goal['value'] / goal['limit']:.1f} times the limit of "
-        f"{goal['limit']:.3f}, over {goal['rows']} rows{halves}; worst: {named}."
-    )
-
-
-def _met(goal: dict[str, Any]) -> str:
-    where = f"{_GOAL_NAMES[goal['goal']]} at {goal['n']} → {goal['m']}"
-    if goal["goal"] == "coverage":
-        return f"Met: {where} is {goal['value']:.0%}."
-    return f"Met: {where} is {goal['value']:.3f} (limit {goal['limit']:.3f})."

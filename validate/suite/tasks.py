@@ -336,7 +336,20 @@ def full_suite() -> Suite:
     return replace(standard, name="full", tasks=(*standard.tasks, transfer), quality=QualityTask())
 
 
-SUITES = {"standard": standard_suite, "full": full_suite}
+def splits_suite() -> Suite:
+    """Many random splits of every workload, in few layers: how far luck in the split decides the figures.
+
+    The standard suite's three splits per workload are 39 in all, whatever the number of its rows.
+    """
+    return Suite(
+        name="splits",
+        tasks=(Task((ALL,), ((16, 16), (16, 64)), 3),),
+        seeds=tuple(range(20)),
+        criteria=("keys",),
+    )
+
+
+SUITES = {"standard": standard_suite, "full": full_suite, "splits": splits_suite}
 """The built-in suites by name."""
 
 

@@ -12,7 +12,7 @@ from ratedist.kernels.layout import PagedLayer
 from ratedist.validate.captures.manifest import BatchFile
 from ratedist.validate.captures.store import Capture
 from ratedist.validate.compare import default_layers
-from ratedist.validate.suite.protocol import DRAWN_AS
+from ratedist.validate.suite.splits import DRAWN_AS
 
 __all__ = ["MatchedCapture", "match_captures", "matched_layers", "pairs_of"]
 

@@ -15,10 +15,12 @@ from ratedist.validate.captures.store import Capture
 from ratedist.validate.compare import THRESHOLDS
 from ratedist.validate.parallel import run_tasks
 from ratedist.validate.suite.folder import SuiteFolder
-from ratedist.validate.suite.protocol import CHOICE_SPLITS, check_size
+from ratedist.validate.suite.noise_cell import REORDERED
+from ratedist.validate.suite.protocol import CHOICE_SPLITS
 from ratedist.validate.suite.rows import choose, collect
 from ratedist.validate.suite.run import LayerWork, fingerprint, run_cells
 from ratedist.validate.suite.scored_layer import ScoredLayer
+from ratedist.validate.suite.splits import check_size
 from ratedist.validate.suite.tasks import ALL, CellSize, Suite, Task
 from ratedist.validate.transfer.matched import MatchedCapture, match_captures, pairs_of
 from ratedist.validate.transfer.rows import prediction_rows, threshold_rows
@@ -125,6 +127,7 @@ def run_transfer(
         "scale": plan.scale,
         "predictors": list(plan.predictors),
         "noise_draws": suite.noise_draws,
+        "noise_orders": REORDERED,
         "choice_splits": CHOICE_SPLITS,
         "version": metadata.version("ratedist"),
     }

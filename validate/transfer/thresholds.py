@@ -9,8 +9,8 @@ from typing import Any
 from ratedist.errors import InputError
 from ratedist.validate.captures.manifest import Manifest
 from ratedist.validate.suite.folder import CellKey
-from ratedist.validate.suite.protocol import draw_split
 from ratedist.validate.suite.scored_layer import ScoredLayer
+from ratedist.validate.suite.splits import draw_split
 from ratedist.validate.suite.tasks import Suite
 
 __all__ = ["GRID", "CurveKey", "Goal", "curve_cell", "parse_goal", "pick"]

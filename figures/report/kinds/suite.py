@@ -18,8 +18,10 @@ _COLUMNS = {
     "predicted for": "m",
     "predictor": "predictor",
     "median": "median_abs_log_ratio",
+    "best from that sample": "sample_median",
     "noise": "noise_median",
     "90 % quantile": "p90_abs_log_ratio",
+    "best, 90 %": "sample_p90",
     "noise, 90 %": "noise_p90",
     "held by bands": "band_coverage",
     "rows": "rows",
@@ -90,7 +92,19 @@ def _goals(goals: Entries) -> Table:
         given = goal["limit"]
         return f"{given[0]:g} to {given[1]:g}" if isinstance(given, list) else f"{given:.3g}"
 
-    rows = [{**goal, "goal": _GOALS.get(goal["goal"], goal["goal"]), "limit": limit(goal)} for goal in goals]
+    def over_splits(goal: dict[str, Any]) -> str | None:
+        found = goal.get("over_splits")  # records of before splits were drawn again have none
+        return None if found is None else f"{found[0]:.3g} to {found[1]:.3g}"
+
+    rows = [
+        {
+            **goal,
+            "goal": _GOALS.get(goal["goal"], goal["goal"]),
+            "limit": limit(goal),
+            "over_splits": over_splits(goal),
+        }
+        for goal in goals
+    ]
     return table(
         "Goals that were set beforehand, the chosen predictor; seen and predicted for: requests",
         rows,
@@ -99,6 +113,8 @@ def _goals(goals: Entries) -> Table:
             "predicted for": "m",
             "goal": "goal",
             "value": "value",
+            "over other splits": "over_splits",
+            "best from that sample": "sample",
             "limit": "limit",
             "met": "met",
             "rows": "rows",
