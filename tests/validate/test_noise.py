@@ -105,5 +105,5 @@ def test_what_is_refused() -> None:
     assert Exchange((0,), (1,), 0.5).deviation(1.0, 3.0) == 2.0
     with pytest.raises(InputError, match="n = 0: must be at least 1"):
         sample_factor(0, 16, 1.0, 0.0)
-    with pytest.raises(InputError, match="order_variance = -1.0: must be at least 0"):
+    with pytest.raises(InputError, match=r"order_variance = -1\.0: must be at least 0"):
         sample_factor(16, 16, 1.0, -1.0)

@@ -307,13 +307,16 @@ def _bands(columns: Columns, counted: BoolArray) -> tuple[BoolArray, BoolArray]:
 def _over_splits(columns: Columns, counted: BoolArray, error: FloatArray) -> dict[str, list[float] | None]:
     """Intervals over other splits, see ``summarise_suite``."""
     found: dict[str, list[float] | None] = dict.fromkeys((*QUANTILES, "coverage"))
-    if (drawn := split_weights(columns["workload"][counted], columns["seed"][counted])) is None:
+    if (
+        drawn := split_weights(columns["workload"][counted].tolist(), columns["seed"][counted].tolist())
+    ) is None:
         return found
     split, weights = drawn
     for name, q in QUANTILES.items():
         found[name] = weighted_quantile_interval(error[counted], split, weights, q)
     banded, held = _bands(columns, counted)
-    if held.any() and (drawn := split_weights(columns["workload"][banded], columns["seed"][banded])):
+    drawn = split_weights(columns["workload"][banded].tolist(), columns["seed"][banded].tolist())
+    if drawn is not None:
         found["coverage"] = weighted_mean_interval(held.astype(np.float64), *drawn)
     return found
 
