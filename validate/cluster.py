@@ -6,7 +6,6 @@ results come in from a thread, and this one looks after the cluster while none d
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import queue
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ratedist.errors import InputError, RatedistError
+from ratedist.validate.captures._batch_file import file_sha256
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -45,6 +45,7 @@ def on_cluster(
     tasks: Sequence[tuple[Any, ...]],
     *,
     files: Sequence[Path] = (),
+    packages: Sequence[str] = (),
     backend: str = "cpu",
 ) -> Iterator[tuple[int, T]]:
     """(number of the task, its result) of every task, as they are finished.
@@ -54,6 +55,7 @@ def on_cluster(
         function: of a module that workers can import too.
         tasks: its arguments.
         files: what the tasks read; every worker must see the same content at the same path.
+        packages: what they need in the same version, beside ``PACKAGES``.
         backend: what fuses; must run alike on every worker.
 
     Raises:
@@ -64,7 +66,7 @@ def on_cluster(
     """
     client = _connect(address)
     try:
-        _check_workers(client, address, [str(path) for path in files], backend)
+        _check_workers(client, address, [str(path) for path in files], (*PACKAGES, *packages), backend)
         results: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue()
         feeder = threading.Thread(
             target=_feed, args=(client, function, tasks, results), name="ratedist-dask", daemon=True
@@ -89,15 +91,15 @@ def on_cluster(
         client.close(timeout=2)
 
 
-def what_results_depend_on(files: Sequence[str], backend: str) -> dict[str, str]:
+def what_results_depend_on(files: Sequence[str], packages: Sequence[str], backend: str) -> dict[str, str]:
     """Versions, the content of files (sha256, or "missing") and what fuses, of the process it runs in."""
     from ratedist.validate.measure import runtime_for
 
     found = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    found |= {package: metadata.version(package) for package in PACKAGES}
+    found |= {package: metadata.version(package) for package in packages}
     for file in files:
         path = Path(file)
-        found[file] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+        found[file] = file_sha256(path) if path.is_file() else "missing"
     runtime = runtime_for(backend)
     found["backend"] = f"{runtime.backend} on {runtime.device_name}"
     return found
@@ -129,10 +131,12 @@ def _connect(address: str) -> Client:
     return client
 
 
-def _check_workers(client: Client, address: str, files: list[str], backend: str) -> None:
-    mine = what_results_depend_on(files, backend)
+def _check_workers(
+    client: Client, address: str, files: list[str], packages: Sequence[str], backend: str
+) -> None:
+    mine = what_results_depend_on(files, packages, backend)
     try:
-        theirs = client.run(what_results_depend_on, files, backend)
+        theirs = client.run(what_results_depend_on, files, packages, backend)
     except Exception as error:  # whatever a foreign process says when it cannot run our function
         raise InputError(
             "dask",
@@ -199,7 +203,7 @@ def _look_after(client: Client, address: str, alone_since: float | None) -> floa
     if any(state.status == "error" for state in list(client.futures.values())):
         raise RatedistError(
             f"a task ended its worker on the Dask cluster at {address}, as often as Dask tries it (out of "
-            "memory?). Give the workers more memory, or leave --dask out; finished cells of a suite are kept"
+            "memory?). Give the workers more memory, or leave --dask out; finished cells are kept"
         )
     try:
         workers = len(client.nthreads())

@@ -33,6 +33,8 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 class LoadedModel:
     """A model's configuration and tokenizer, and its weights once they are first asked for.
 
+    Pickled, it is the name of its files: who gets it loads them, and must see them at the same path.
+
     Attributes:
         name: what records call it: the Hugging Face id, or the name of the folder or of the GGUF file.
         location: Hugging Face id or folder that transformers loads from.
@@ -70,7 +72,7 @@ class LoadedModel:
     @cached_property
     def weights_hash(self) -> str:
         """sha256 of the weight file, or of the list of names and hashes where there are several."""
-        hashes = [(path.name, _hash_weights(path)) for path in self._weight_files()]
+        hashes = [(path.name, _hash_weights(path)) for path in self.weight_files]
         if len(hashes) == 1:
             return hashes[0][1]
         return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in hashes).encode()).hexdigest()
@@ -94,7 +96,17 @@ class LoadedModel:
         _check_cache(self, model)
         return model
 
-    def _weight_files(self) -> list[Path]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process reads weights and tokenizer again, once for all that it is handed.
+        source = self.location if self.gguf_file is None else str(Path(self.location) / self.gguf_file)
+        return _loaded_once, (source, self.dtype, str(self.device))
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights.
+
+        Raises InputError where there is none.
+        """
         if self.gguf_file is not None:
             return [Path(self.location) / self.gguf_file]
         from transformers.utils.hub import cached_file
@@ -165,6 +177,11 @@ def load_model(source: str | Path | None = None, *, dtype: str = "auto", device:
         layer_types=layer_types,
         sliding_window=text.sliding_window if "sliding_attention" in layer_types else None,
     )
+
+
+@lru_cache(maxsize=1)
+def _loaded_once(source: str, dtype: str, device: str) -> LoadedModel:
+    return load_model(source, dtype=dtype, device=device)
 
 
 def embedded_model_file() -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ratedist.errors import InputError
+from ratedist.errors import InputError, RatedistError
 
 __all__ = ["absolute", "check_jobs", "run_tasks"]
 
@@ -23,6 +23,7 @@ def run_tasks(
     jobs: int = 1,
     dask: str | None = None,
     files: Sequence[Path] = (),
+    packages: Sequence[str] = (),
     backend: str = "cpu",
 ) -> Iterator[T]:
     """``function(*task)`` of every task, in the order of the tasks.
@@ -34,12 +35,13 @@ def run_tasks(
         dask: address of a Dask scheduler, as in ``tcp://10.0.0.1:8786``, whose workers do the work instead.
             Where they are lost on the way, a warning is logged and what is left is done here.
         files: what the tasks read; every worker must see the same content at the same path.
+        packages: what every worker needs in the same version, beside ``ratedist.validate.cluster.PACKAGES``.
         backend: what fuses, of ``ratedist.kernels.fusion.fuse.BACKENDS``; must run alike on every worker.
 
     Raises:
         InputError: ``jobs`` below 1; no scheduler or no worker answers at ``dask``, or a worker would not
             give the same results.
-        RatedistError: a task ended its worker, several times over.
+        RatedistError: a task ended its process, or on a cluster several of them.
     """
     check_jobs(jobs)
     if dask is None:
@@ -50,7 +52,9 @@ def run_tasks(
     done: dict[int, T] = {}
     following = 0
     try:
-        for number, result in on_cluster(dask, function, tasks, files=files, backend=backend):
+        for number, result in on_cluster(
+            dask, function, tasks, files=files, packages=packages, backend=backend
+        ):
             done[number] = result
             while following in done:
                 yield done.pop(following)
@@ -76,8 +80,13 @@ def absolute(path: Path, dask: str | None) -> Path:
 
 def _here(function: Callable[..., T], tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[T]:
     from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    results: Iterator[T] = Parallel(n_jobs=min(jobs, max(1, len(tasks))), return_as="generator")(
-        delayed(function)(*task) for task in tasks
-    )
-    return results
+    try:
+        yield from Parallel(n_jobs=min(jobs, max(1, len(tasks))), return_as="generator")(
+            delayed(function)(*task) for task in tasks
+        )
+    except TerminatedWorkerError as error:
+        raise RatedistError(
+            "a task ended its process (out of memory?); pass a smaller --jobs. Finished cells are kept"
+        ) from error

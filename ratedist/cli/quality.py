@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratedist.cli.options import (
+    Dask,
     Device,
     Dtype,
     Force,
     FusedLayers,
+    Jobs,
     Json,
     Model,
     Out,
@@ -98,6 +100,8 @@ def quality(
         ),
     ] = None,
     device: Device = "auto",
+    jobs: Jobs = 1,
+    dask: Dask = None,
     seed: Seed = 0,
     out: Out = None,
     force: Force = False,
@@ -109,7 +113,7 @@ def quality(
     cache and over every compressed one. Compression counts bytes of the whole cache. With `--out` every
     finished cell is kept: the same command goes on where it stopped, and the record (quality.json) and a
     picture follow. In bfloat16 rounding alone is a KL of about 0.002; `--dtype float32` is slower and free
-    of it.
+    of it. `--jobs` and `--dask` take workloads; every process loads the model.
 
     Example: `ratedist quality --workload templates unrelated --threshold 0.7 0.8 0.9 --variant leader tree
     --baselines exact kivi4 fusion+kivi4 --out out/quality`
@@ -154,7 +158,13 @@ def quality(
     )
     with progress_bar("measuring") as progress:
         record = run_quality(
-            loaded, sets, plan, cells=None if out is None else out / CELLS, progress=progress
+            loaded,
+            sets,
+            plan,
+            cells=None if out is None else out / CELLS,
+            jobs=jobs,
+            dask=dask,
+            progress=progress,
         )
     if out is not None:
         _write(record, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ratedist.errors import InputError
 from ratedist.records import Record, provenance, write_atomic
 from ratedist.validate.captures.manifest import token_hash
 from ratedist.validate.models import LoadedModel
+from ratedist.validate.parallel import absolute, check_jobs, run_tasks
 from ratedist.validate.quality.continuation import QualitySession
 from ratedist.validate.quality.link import evaluate_links
 from ratedist.validate.quality.methods import Method
@@ -27,6 +29,9 @@ QUALITY_SCHEMA = "ratedist/quality/1"
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what was done."""
+
+_ONE_PROBE = threading.Lock()
+"""Models are watched one at a time in a process, where a cluster's worker may run several tasks."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def run_quality(
     plan: QualityPlan,
     *,
     cells: Path | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
     command: list[str] | None = None,
 ) -> Record:
@@ -71,59 +78,66 @@ def run_quality(
         plan: what to measure.
         cells: folder that keeps every finished cell; those it holds already are not measured again. What
             was measured otherwise (another model, other requests, another plan) is not taken from it.
-        progress: called after every prefill and every cell.
+        jobs: workloads at a time, each in a process of its own where more than one, which loads the model;
+            the rows are the same.
+        dask: address of a Dask scheduler whose workers measure the workloads instead, see
+            ``ratedist.validate.parallel.run_tasks``; the rows are the same.
+        progress: called after every prefill and every cell; after every workload where others measure.
         command: what the record names as the command that made it; this process's own where None.
 
     Returns:
         A record of schema ``QUALITY_SCHEMA``: a row per workload and method (``quality_row``) and the summary
         of ``ratedist.validate.quality.summary``, with that of ``ratedist.validate.quality.link``.
 
-    Raises InputError for requests, models and methods that cannot be measured; finished cells are kept.
+    Raises:
+        InputError: requests, models or methods that cannot be measured, ``jobs`` below 1, or a cluster that
+            does not answer or would not give the same rows; finished cells are kept.
+        RatedistError: a process or a worker ended, for want of memory most often; finished cells are kept.
     """
     names = [prompts.name for prompts in workloads]
     if not names:
         raise InputError("workloads", [], "name at least one")
     if len(set(names)) < len(names):
         raise InputError("workloads", names, "names one twice; name each once")
-    steps = len(workloads) * (len(plan.methods) + 1)
-    done = 0
+    check_jobs(jobs)
+    if cells is not None:
+        cells = absolute(cells, dask)
+        cells.mkdir(parents=True, exist_ok=True)
+    works = [_look(loaded, prompts, plan, cells) for prompts in workloads]
+    left = [work for work in works if work.steps]
+    whole = len(works) * (len(plan.methods) + 1)
+    done = whole - sum(work.steps for work in left)
 
-    def step(what: str) -> None:
+    def step(what: str, count: int = 1) -> None:
         nonlocal done
-        done += 1
+        done += count
         if progress is not None:
-            progress(done, steps, what)
+            progress(done, whole, what)
 
-    rows: list[dict[str, Any]] = []
-    described = []
-    for prompts in workloads:
-        keys = [_key(loaded, prompts, plan, method) for method in plan.methods]
-        found = [_read(cells, key) for key in keys]
-        about_key = _key(loaded, prompts, plan, None)
-        about = _read(cells, about_key)
-        session: QualitySession | None = None
-        if about is None or None in found:
-            session = QualitySession(
-                loaded,
-                prompts,
-                continuation=plan.continuation,
-                layers=plan.layers,
-                store_dtype=plan.store_dtype,
-                eviction=any(
-                    method.keep < 1 and row is None for method, row in zip(plan.methods, found, strict=True)
-                ),
-            )
-            about = _describe(session)
-            _write(cells, about_key, about)
-        described.append(about)
-        step(f"{prompts.name}, prefill")
-        for method, key, row in zip(plan.methods, keys, found, strict=True):
-            if row is None:
-                assert session is not None
-                row = quality_row(prompts.name, method, session.measure(method), session.layers)
+    if done:
+        step("cells of an earlier run", 0)
+    alone = jobs == 1 and dask is None
+    results = run_tasks(
+        _measure,
+        [(loaded, work, plan, cells, step if alone else None) for work in left],
+        jobs=jobs,
+        # Nothing is left to measure in a run that is finished, which needs no cluster then.
+        dask=dask if left else None,
+        files=loaded.weight_files,
+        packages=("transformers",),
+        backend="cpu" if loaded.device.type == "cpu" else "triton",
+    )
+    for work, (about, measured) in zip(left, results, strict=True):
+        for method, row in [(None, about), *zip(work.missing, measured, strict=True)]:
+            key = _key(loaded, work.prompts, plan, method)
+            # A worker that does not see the folder could not write it.
+            if _read(cells, key) is None:
                 _write(cells, key, row)
-            rows.append(row)
-            step(f"{prompts.name}, {method.name}")
+        work.about = about
+        work.rows |= dict(zip(work.missing, measured, strict=True))
+        if not alone:
+            step(work.prompts.name, work.steps)
+    rows = [work.rows[method] for work in works for method in plan.methods]
     return Record(
         schema=QUALITY_SCHEMA,
         provenance=provenance(
@@ -133,11 +147,73 @@ def run_quality(
             weights_hash=loaded.weights_hash,
             compute_dtype=loaded.dtype,
             device=loaded.device.type,
-            workloads=described,
+            workloads=[work.about for work in works],
         ),
         rows=rows,
         summary=[*summarise_quality(rows, seed=plan.seed), *evaluate_links(rows, seed=plan.seed)],
     )
+
+
+@dataclass
+class _Workload:
+    """One workload and what is known of it; ``about`` is what the record says of it."""
+
+    prompts: PromptSet
+    about: dict[str, Any] | None
+    rows: dict[Method, dict[str, Any]]
+    missing: tuple[Method, ...]
+
+    @property
+    def steps(self) -> int:
+        """The prefill and the methods that are left to measure; 0 where none is."""
+        return 1 + len(self.missing) if self.missing or self.about is None else 0
+
+
+def _look(loaded: LoadedModel, prompts: PromptSet, plan: QualityPlan, cells: Path | None) -> _Workload:
+    """What the finished cells tell of a workload."""
+    found = {method: _read(cells, _key(loaded, prompts, plan, method)) for method in plan.methods}
+    return _Workload(
+        prompts,
+        _read(cells, _key(loaded, prompts, plan, None)),
+        {method: row for method, row in found.items() if row is not None},
+        tuple(method for method, row in found.items() if row is None),
+    )
+
+
+def _measure(
+    loaded: LoadedModel,
+    work: _Workload,
+    plan: QualityPlan,
+    cells: Path | None,
+    step: Callable[[str], None] | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Description and rows of what is missing of a workload, each kept as soon as it is there.
+
+    Runs on a worker too; one that does not see the folder of cells leaves keeping to who asked.
+    """
+    prompts = work.prompts
+    seen = cells if cells is not None and cells.is_dir() else None
+    with _ONE_PROBE:
+        session = QualitySession(
+            loaded,
+            prompts,
+            continuation=plan.continuation,
+            layers=plan.layers,
+            store_dtype=plan.store_dtype,
+            eviction=any(method.keep < 1 for method in work.missing),
+        )
+        about = _describe(session)
+        _write(seen, _key(loaded, prompts, plan, None), about)
+        if step is not None:
+            step(f"{prompts.name}, prefill")
+        rows = []
+        for method in work.missing:
+            row = quality_row(prompts.name, method, session.measure(method), session.layers)
+            _write(seen, _key(loaded, prompts, plan, method), row)
+            rows.append(row)
+            if step is not None:
+                step(f"{prompts.name}, {method.name}")
+    return about, rows
 
 
 def _describe(session: QualitySession) -> dict[str, Any]:
