@@ -16,14 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Dask",
-    "Dask",
-    "Dask",
     "Device",
     "Dtype",
     "Force",
     "FusedLayers",
-    "Jobs",
-    "Jobs",
     "Jobs",
     "Json",
     "Model",
@@ -59,38 +55,6 @@ FusedLayers = Annotated[
     ),
 ]
 Scale = Annotated[str, typer.Option("--scale", help="own-norm, projection or raw.")]
-Jobs = Annotated[
-    int,
-    typer.Option(
-        "--jobs",
-        help="Parts of the work at a time (layers, workloads, batches …), each in its own process; the "
-        "results are the same.",
-    ),
-]
-Dask = Annotated[
-    str | None,
-    typer.Option(
-        "--dask",
-        help="Address of a Dask scheduler, as in tcp://10.0.0.1:8786, whose workers take the parts; the "
-        "results are the same. If it is lost, --jobs finishes here.",
-    ),
-]
-Jobs = Annotated[
-    int,
-    typer.Option(
-        "--jobs",
-        help="Parts of the work at a time (layers, workloads, batches …), each in its own process; the "
-        "results are the same.",
-    ),
-]
-Dask = Annotated[
-    str | None,
-    typer.Option(
-        "--dask",
-        help="Address of a Dask scheduler, as in tcp://10.0.0.1:8786, whose workers take the parts; the "
-        "results are the same. If it is lost, --jobs finishes here.",
-    ),
-]
 Jobs = Annotated[
     int,
     typer.Option(
