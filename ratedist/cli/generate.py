@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Force, Json, Seed, messages, print_json
+from ratedist.cli.options import (
+    Device,
+    Force,
+    Json,
+    Model,
+    Out,
+    PromptFile,
+    Seed,
+    Workload,
+    messages,
+    print_json,
+)
 from ratedist.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,18 +38,9 @@ DEFAULTS = {
 
 
 def generate(
-    workload: Annotated[
-        str | None,
-        typer.Option("--workload", help="Built-in workload, e.g. documents or system-prompt."),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="JSONL file of your own: an object with `prompt`, optional `domain`."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Hugging Face id, folder or GGUF file. [default: the embedded model]"),
-    ] = None,
+    workload: Workload = None,
+    prompts: PromptFile = None,
+    model: Model = None,
     requests: Annotated[
         int | None, typer.Option("--requests", help="Requests in the batch; default 8, or the whole file.")
     ] = None,
@@ -96,9 +98,9 @@ def generate(
             "apart without fusion too: the model's own attention and the paged one round differently.",
         ),
     ] = "float32",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the record.")] = None,
+    out: Out = None,
     force: Force = False,
     json: Json = False,
 ) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "CaptureFolder",
     "Dask",
     "Device",
     "Dtype",
@@ -27,6 +28,7 @@ __all__ = [
     "PromptFile",
     "Scale",
     "Seed",
+    "Workload",
     "claim_folder",
     "messages",
     "print_json",
@@ -45,6 +47,13 @@ Model = Annotated[
 PromptFile = Annotated[
     Path | None,
     typer.Option("--prompts", help="JSONL file of your own: an object with `prompt`, optional `domain`."),
+]
+Workload = Annotated[
+    str | None, typer.Option("--workload", help="A built-in workload, as in ratedist capture.")
+]
+CaptureFolder = Annotated[
+    Path | None,
+    typer.Option("--capture", help="Folder of a capture: its requests, cut into prefix and continuation."),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="Compute in auto, float32, float16 or bfloat16.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")]

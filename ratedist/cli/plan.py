@@ -2,57 +2,87 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Force, Json, Out, Seed, messages, print_json
+from ratedist.cli.options import (
+    CaptureFolder,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Model,
+    Out,
+    PromptFile,
+    Seed,
+    Workload,
+    messages,
+    print_json,
+)
+from ratedist.cli.plan_options import (
+    Bits,
+    ChunkBlocks,
+    Continuation,
+    Criteria,
+    Modes,
+    Scales,
+    Thresholds,
+    Tolerance,
+    Variants,
+    given_settings,
+)
+from ratedist.cli.plan_tables import print_plan
+from ratedist.errors import InputError
 
 __all__ = ["plan"]
 
 
 def plan(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Hugging Face id, folder or GGUF file.", show_default="the embedded SmolLM2-135M"),
+    model: Model = None,
+    workload: Workload = None,
+    prompts: PromptFile = None,
+    capture: CaptureFolder = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests",
+            help="Calibration requests.",
+            show_default="16; of a capture up to 16, half with --check",
+        ),
     ] = None,
-    workload: Annotated[str, typer.Option(help="A built-in workload.")] = "templates",
-    prompts: Annotated[
-        Path | None, typer.Option(help="JSONL with prompt and domain in the place of a workload.")
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", help="Tokens of each whose cache is planned.", show_default="384; of a capture all"
+        ),
     ] = None,
-    requests: Annotated[int, typer.Option(help="Calibration requests.")] = 16,
-    tokens: Annotated[int, typer.Option(help="Tokens of each whose cache is planned.")] = 384,
-    continue_: Annotated[
-        int, typer.Option("--continue", help="Further tokens, on which the divergence is measured.")
-    ] = 32,
+    continuation: Continuation = 32,
     max_kl: Annotated[
-        float | None, typer.Option(help="Goal: at most this mean next-token divergence, in nats.")
+        float | None,
+        typer.Option("--max-kl", help="Goal: at most this mean next-token divergence, in nats."),
     ] = None,
     min_saving: Annotated[
-        float | None, typer.Option(help="Goal: at least this share of the cache's bytes saved.")
+        float | None,
+        typer.Option("--min-saving", help="Goal: at least this share of the cache's bytes saved."),
     ] = None,
     slope: Annotated[
-        float | None, typer.Option(help="Goal: what saves a percent of the cache per so many nats.")
+        float | None,
+        typer.Option("--slope", help="Goal: what saves a percent of the cache per so many nats."),
     ] = None,
-    thresholds: Annotated[
-        list[float] | None, typer.Option(help="Of fusion.", show_default="0.6 to 0.95 by 0.05")
-    ] = None,
-    criteria: Annotated[list[str] | None, typer.Option(help="Of fusion.", show_default="keys both")] = None,
-    bits: Annotated[
-        list[int] | None,
-        typer.Option(help="Bits per scalar that a layer may be stored in.", show_default="16"),
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            help="With --max-kl: the 90 % band for other requests must end below so many times it. Larger "
-            "saves more where requests differ much, and is broken more often."
-        ),
-    ] = 1.5,
+    threshold: Thresholds = None,
+    criterion: Criteria = None,
+    variant: Variants = None,
+    scale: Scales = None,
+    mode: Modes = None,
+    chunk_blocks: ChunkBlocks = 4,
+    bits: Bits = None,
+    tolerance: Tolerance = 1.5,
     check: Annotated[
         bool, typer.Option("--check", help="Fuse as many further requests for real, and compare.")
     ] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
     force: Force = False,
@@ -60,22 +90,21 @@ def plan(
 ) -> None:
     """Choose a threshold, a criterion and bits for every layer, for one goal.
 
-    Settings are tried layer by layer on calibration requests and chosen where a byte saved costs the same in
-    every layer (reverse water-filling); the total is then measured. With --check, other requests are fused
-    with the plan. --out writes the plan as JSON, for ratedist generate --plan and FusedCache.
+    Settings are tried layer by layer on calibration requests (of a workload, a file, or a capture's, run
+    through the model again) and chosen where a byte saved costs the same in every layer (reverse
+    water-filling); the total is then measured. With --check, other requests are fused with the plan. --out
+    writes the plan as JSON, for ratedist generate --plan, ratedist validate --plan and FusedCache.
 
     Example: `ratedist plan --workload templates --max-kl 0.02 --check --out plan.json`
+
+    Example: `ratedist plan --capture captures/mine --max-kl 0.02 --variant leader tree --threshold 0.7 0.9`
     """
-    from ratedist.errors import InputError
     from ratedist.validate.models import load_model
     from ratedist.validate.planning.check import check_plan
     from ratedist.validate.planning.make import GOALS, make_plan
     from ratedist.validate.planning.plan_file import write_plan
-    from ratedist.validate.planning.trials import default_settings
+    from ratedist.validate.planning.requests import draw_requests
     from ratedist.validate.quality.continuation import QualitySession
-    from ratedist.validate.quality.methods import Method
-    from ratedist.validate.workloads import build_prompts
-    from ratedist.validate.workloads.prompts import PromptSet, read_prompts
 
     given = {
         name: value
@@ -86,31 +115,37 @@ def plan(
         raise InputError(
             "goal", ", ".join(given) or None, "give exactly one of --max-kl, --min-saving, --slope"
         )
-    if requests < 2:
-        raise InputError("requests", requests, "needs at least two calibration requests")
     if out is not None and out.exists() and not force:
         raise InputError("out", str(out), "exists already; choose another path or pass --force")
     ((goal, value),) = given.items()
-    options: dict[str, Any] = {"bits": tuple(bits or (16,))}
-    options |= {"thresholds": tuple(thresholds)} if thresholds else {}
-    options |= {"criteria": tuple(criteria)} if criteria else {}
-    settings = default_settings(**options)
-    loaded = load_model(model)
-    wanted = requests * (2 if check else 1)
-    length = tokens + continue_ + 1
-    if prompts is None:
-        made = build_prompts(workload, loaded.tokenizer, requests=wanted, tokens=length, seed=seed)
-    else:
-        made = read_prompts(
-            prompts, loaded.tokenizer, max_tokens=loaded.max_tokens, requests=wanted, tokens=length
-        )
-
-    def part(start: int) -> PromptSet:
-        return PromptSet(made.name, made.prompts[start : start + requests], made.seed, made.origin)
-
+    settings = given_settings(
+        threshold=threshold,
+        criterion=criterion,
+        variant=variant,
+        scale=scale,
+        mode=mode,
+        chunk_blocks=chunk_blocks,
+        bits=bits,
+    )
+    if requests is not None and requests < 2:
+        raise InputError("requests", requests, "needs at least two calibration requests")
+    if workload is None and prompts is None and capture is None:
+        workload = "templates"
+    loaded = load_model(model, dtype=dtype, device=device)
+    drawn = draw_requests(
+        loaded,
+        workload=workload,
+        prompts=prompts,
+        capture=capture,
+        requests=requests,
+        tokens=tokens,
+        continuation=continuation,
+        held_out=check,
+        seed=seed,
+    )
     console = messages()
     with console.status("prefilling") as status:
-        session = QualitySession(loaded, part(0), continuation=continue_)
+        session = QualitySession(loaded, drawn.calibration, continuation=continuation)
         found = make_plan(
             session,
             goal,
@@ -121,14 +156,30 @@ def plan(
         )
         del session
         checked = None
-        if check:
+        if drawn.held_out is not None:
             status.update("checking on other requests")
-            checked = check_plan(found, QualitySession(loaded, part(requests), continuation=continue_))
+            checked = check_plan(found, QualitySession(loaded, drawn.held_out, continuation=continuation))
     if out is not None:
         write_plan(found, out, force=force)
-    predicted = found.predicted
-    result: dict[str, Any] = {
-        "goal": found.goal,
+    if json:
+        print_json(_result(found.goal, found.predicted, checked))
+        return
+    print_plan(
+        found,
+        checked,
+        title=f"{loaded.name}, {drawn.calibration.name}: {goal} {value:g}, "
+        f"{len(drawn.calibration.prompts)} requests",
+    )
+    if out is not None:
+        console.print(f"wrote {out}")
+
+
+def _result(
+    goal: dict[str, float], predicted: dict[str, Any], checked: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "goal": goal,
         "compression_predicted": predicted["compression"],
         "kl_predicted": predicted["kl"],
         "kl_low": predicted["kl_low"],
@@ -137,70 +188,3 @@ def plan(
         "sensitivity": predicted["sensitivity"],
         **(checked or {}),
     }
-    if json:
-        print_json(result)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    output = Console(width=110)
-    table = Table(title=f"{loaded.name}, {made.name}: {goal} {value:g}, {requests} requests")
-    for column in ("layer", "setting", "criterion", "threshold"):
-        table.add_column(column, justify="right" if column in ("layer", "threshold") else "left")
-    for layer, method in sorted(found.settings.items()):
-        fused = method.sharing == "fusion"
-        table.add_row(
-            str(layer),
-            method.name,
-            method.criterion if fused else "",
-            f"{method.threshold:g}" if fused else "",
-        )
-    output.print(table)
-    output.print(
-        f"predicted: {predicted['compression']:.2f}x of the whole cache at a divergence of "
-        f"{predicted['kl']:.4f} nats, "
-        f"for other requests {predicted['kl_low']:.4f} to {predicted['kl_high']:.4f}"
-    )
-    uniform = predicted["uniform"]
-    if uniform is None:
-        output.print("no single setting for all layers keeps this divergence")
-    else:
-        method = Method(**uniform["setting"])
-        named = (
-            f"{method.name}, {method.criterion} {method.threshold:g}"
-            if "fusion" in method.name
-            else method.name
-        )
-        output.print(f"best single setting: {uniform['compression']:.2f}x at {uniform['kl']:.4f} ({named})")
-    for line in _sensitivity_lines(predicted["sensitivity"]):
-        output.print(line)
-    if checked is not None:
-        output.print(
-            f"measured on other requests: {checked['compression_measured']:.2f}x at a divergence of "
-            f"{checked['kl_measured']:.4f}"
-        )
-        if checked["uniform_kl_measured"] is not None:
-            output.print(
-                f"and the single setting there: {checked['uniform_compression_measured']:.2f}x at "
-                f"{checked['uniform_kl_measured']:.4f}"
-            )
-    if out is not None:
-        console.print(f"wrote {out}")
-
-
-def _sensitivity_lines(sensitivity: dict[str, Any]) -> list[str]:
-    """What drift of the traffic would do, in words."""
-    lines = [
-        f"traffic more alike (thresholds {sensitivity['shift']:g} looser): saves "
-        f"{sensitivity['saving_looser']:.1%} at up to {sensitivity['kl_looser']:.4f}; less alike: "
-        f"{sensitivity['saving_stricter']:.1%} at {sensitivity['kl_stricter']:.4f}"
-    ]
-    if sensitivity["exact_share"] is not None:
-        lines.append(f"of what it saves, exact duplicates alone give {sensitivity['exact_share']:.0%}")
-    if sensitivity["heaviest_share"] is not None:
-        low, high = sensitivity["kl_without_one"]
-        lines.append(
-            f"one request carries {sensitivity['heaviest_share']:.0%} of the divergence; without any one of "
-            f"them it is {low:.4f} to {high:.4f}"
-        )
-    return lines

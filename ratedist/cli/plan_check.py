@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Force, Json, messages, print_json
+from ratedist.cli.options import Device, Dtype, Force, Json, Model, messages, print_json
+from ratedist.cli.plan_options import (
+    Bits,
+    ChunkBlocks,
+    Continuation,
+    Criteria,
+    Modes,
+    Scales,
+    Thresholds,
+    Tolerance,
+    Variants,
+    given_settings,
+)
 from ratedist.cli.suite import time_left
 
 if TYPE_CHECKING:
@@ -28,31 +40,23 @@ def plan_check(
         list[str] | None, typer.Option(help="Built-in workloads.", show_default=" ".join(WORKLOADS))
     ] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Of both draws.", show_default="0 1 2")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Hugging Face id, folder or GGUF file.", show_default="the embedded SmolLM2-135M"),
-    ] = None,
+    model: Model = None,
     max_kl: Annotated[float, typer.Option(help="The goal whose promise is tested, in nats.")] = 0.02,
-    tolerance: Annotated[
-        float, typer.Option(help="The promise: other requests stay within so many times --max-kl.")
-    ] = 1.5,
+    tolerance: Tolerance = 1.5,
     goals: Annotated[
         list[float] | None,
         typer.Option(help="Further --max-kl, for the curve of bytes.", show_default="0.005 0.05"),
     ] = None,
     requests: Annotated[int, typer.Option(help="Requests to plan on, and as many held out.")] = 8,
     tokens: Annotated[int, typer.Option(help="Tokens of each whose cache is planned.")] = 256,
-    continue_: Annotated[
-        int, typer.Option("--continue", help="Further tokens, on which the divergence is measured.")
-    ] = 32,
-    thresholds: Annotated[
-        list[float] | None, typer.Option(help="Of fusion.", show_default="0.6 to 0.95 by 0.05")
-    ] = None,
-    criteria: Annotated[list[str] | None, typer.Option(help="Of fusion.", show_default="keys both")] = None,
-    bits: Annotated[
-        list[int] | None,
-        typer.Option(help="Bits per scalar that a layer may be stored in.", show_default="16"),
-    ] = None,
+    continuation: Continuation = 32,
+    threshold: Thresholds = None,
+    criterion: Criteria = None,
+    variant: Variants = None,
+    scale: Scales = None,
+    mode: Modes = None,
+    chunk_blocks: ChunkBlocks = 4,
+    bits: Bits = None,
     drift_to: Annotated[
         list[str] | None,
         typer.Option(help="Workloads that every plan also meets.", show_default="unrelated near-duplicates"),
@@ -61,6 +65,8 @@ def plan_check(
         float | None, typer.Option(help="Begin no cell after so many minutes; run again to go on.")
     ] = None,
     judge: Annotated[bool, typer.Option("--judge", help="Exit with 1 where a promise is missed.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -79,24 +85,30 @@ def plan_check(
     from ratedist.validate.models import load_model
     from ratedist.validate.planning.promise import PromiseSettings
     from ratedist.validate.planning.promise_run import run_promise
-    from ratedist.validate.planning.trials import default_settings
 
     if out.exists() and not out.is_dir():
         raise InputError("out", str(out), "is a file; name a folder")
-    options: dict[str, Any] = {"bits": tuple(bits or (16,))}
-    options |= {"thresholds": tuple(thresholds)} if thresholds else {}
-    options |= {"criteria": tuple(criteria)} if criteria else {}
     given: dict[str, Any] = {"goals": goals, "drift": drift_to}
     settings = PromiseSettings(
         max_kl=max_kl,
         tolerance=tolerance,
         requests=requests,
         tokens=tokens,
-        continuation=continue_,
-        settings=tuple(default_settings(**options)),
+        continuation=continuation,
+        settings=tuple(
+            given_settings(
+                threshold=threshold,
+                criterion=criterion,
+                variant=variant,
+                scale=scale,
+                mode=mode,
+                chunk_blocks=chunk_blocks,
+                bits=bits,
+            )
+        ),
         **{name: tuple(values) for name, values in given.items() if values},
     )
-    loaded = load_model(model)
+    loaded = load_model(model, dtype=dtype, device=device)
     with time_left("checking plans") as progress:
         record = run_promise(
             loaded,

@@ -202,9 +202,9 @@ def _prompt_sets(
     continuation: int,
     seed: int,
 ) -> list[PromptSet]:
-    from ratedist.validate.captures.store import Capture
+    from ratedist.validate.captures.requests import captured_requests
     from ratedist.validate.workloads import build_prompts
-    from ratedist.validate.workloads.prompts import Prompt, PromptSet, read_prompts
+    from ratedist.validate.workloads.prompts import read_prompts
 
     if tokens < 1:
         raise InputError("tokens", tokens, "must be at least 1")
@@ -219,25 +219,7 @@ def _prompt_sets(
         read_prompts(file, loaded.tokenizer, max_tokens=loaded.max_tokens, requests=requests, tokens=whole)
         for file in files
     ]
-    for folder in captures:
-        held = Capture.open(folder)
-        manifest = held.manifest
-        if manifest.weights_hash != loaded.weights_hash:
-            raise InputError(
-                "capture",
-                str(folder),
-                f"is of {manifest.model} with weights {manifest.weights_hash[:12] or 'unknown'}, the model "
-                f"is {loaded.name} with {loaded.weights_hash[:12]}; name the capture's own with --model",
-            )
-        chosen = range(manifest.requests if requests is None else min(requests, manifest.requests))
-        sets.append(
-            PromptSet(
-                manifest.workload,
-                tuple(Prompt(tuple(held.tokens(r).tolist()), manifest.domains[r]) for r in chosen),
-                manifest.seed,
-                {"capture": folder.name},
-            )
-        )
+    sets += [captured_requests(folder, loaded, requests=requests) for folder in captures]
     return sets
 
 

@@ -23,7 +23,7 @@ REACHED = (
     64,
     "--continue",
     4,
-    "--thresholds",
+    "--threshold",
     0.6,
     0.9,
 )
@@ -33,8 +33,8 @@ REACHED = (
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs the command; returns exit code, standard output and standard error, on one line each."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ratedist", "plan", *map(str, arguments)])
+    def call(*arguments: object, name: str = "plan") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ratedist", name, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         printed = capsys.readouterr()
@@ -72,6 +72,26 @@ def test_what_is_printed_is_what_is_written(command: Command, model: Path, tmp_p
     assert command(*given)[0] == 2
 
 
+def test_a_captures_requests_are_planned_and_others_checked(
+    command: Command, model: Path, tmp_path: Path
+) -> None:
+    """The same as from the workload that was captured, with every choice that a layer has."""
+    given = ("--model", model, "--max-kl", 0.05, "--continue", 4, "--check", "--json", "--dtype", "float32")
+    given += ("--threshold", 0.6, 0.9, "--variant", "leader", "tree", "--scale", "raw", "own-norm")
+    given += ("--criterion", "both", "--mode", "bff", "cff", "--chunk-blocks", 1)
+    folder = tmp_path / "captured"
+    made = ("--workload", "templates", "--requests", 4, "--tokens", 69, "--out", folder, "--model", model)
+    assert command(*made, name="capture")[0] == 0
+    code, from_capture, err = command("--capture", folder, *given)
+    assert code == 0, err
+    code, from_workload, err = command(*REACHED[:6], *given)
+    assert code == 0, err
+    assert json.loads(from_capture) == json.loads(from_workload)
+    code, _, err = command("--capture", folder, "--workload", "templates", *given)
+    assert code == 2
+    assert "workload = '--workload, --capture': give exactly one of --workload, --prompts, --capture" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -79,7 +99,11 @@ def test_what_is_printed_is_what_is_written(command: Command, model: Path, tmp_p
         (("--max-kl", 0.02, "--min-saving", 0.3), "goal = 'max_kl, min_saving': give exactly one of"),
         (("--max-kl", 0.02, "--requests", 1), "requests = 1: needs at least two calibration requests"),
         (("--max-kl", 0.02, "--bits", 9), "bits = 9: must be 16, or 1 to 8"),
-        (("--max-kl", 0.02, "--thresholds", 3), "threshold = 3.0: must lie within"),
+        (("--max-kl", 0.02, "--threshold", 3), "threshold = 3.0: must lie within"),
+        (("--max-kl", 0.02, "--threshold", "high"), "threshold = 'high': must be a number"),
+        (("--max-kl", 0.02, "--variant", "forest"), "variant = 'forest': must be one of leader, tree"),
+        (("--max-kl", 0.02, "--scale", "half"), "scale = 'half': must be one of own-norm, raw, projection"),
+        (("--max-kl", 0.02, "--mode", "aff"), "mode = 'aff': must be one of bff, cff"),
     ],
 )
 def test_refuses_before_any_work(command: Command, arguments: tuple[object, ...], message: str) -> None:

@@ -67,7 +67,7 @@ def test_a_cache_by_a_plan_is_what_was_measured(loaded: LoadedModel, session: Qu
     plan = plan_of(
         {
             0: Method("fusion", threshold=0.5, criterion="both", variant="tree"),
-            1: Method("fusion", threshold=0.3),
+            1: Method("fusion", threshold=0.3, mode="cff", chunk_blocks=2),
             2: Method(),
         }
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.fuse import fuse
@@ -198,6 +201,76 @@ def test_int8_counts_a_byte_and_a_share_of_the_scale() -> None:
     lengths = [64, 41]
     result = compress(parse_method("int8"), layer(lengths))
     assert float(result.bytes.sum()) == pytest.approx(sum(lengths) * 2 * HEADS * (DIM + 2))
+
+
+@given(
+    st.integers(1, 5),
+    st.sampled_from(["", "kivi"]),
+    st.sampled_from(["exact", "fusion"]),
+    st.lists(st.integers(0, 96), min_size=1, max_size=3),
+    st.integers(0, 99),
+)
+@hypothesis.settings(deadline=None, max_examples=25)
+def test_across_chunks_every_request_is_alone(
+    chunk_blocks: int, coding: str, sharing: str, lengths: list[int], seed: int
+) -> None:
+    """With ``"cff"`` a request's bytes and blocks do not depend on the others, and are those of the kernels:
+    kept blocks once, every full block its table entry and scales, the rest as it is."""
+    cache = layer([*lengths, 80], seed=seed, shared_tokens=48)
+    method = Method(sharing, coding, 4 if coding else 0, threshold=0.5, mode="cff", chunk_blocks=chunk_blocks)
+    result = compress(method, cache)
+    threshold = 0.5 if sharing == "fusion" else 1.0
+    expected = fuse(cache.paged, threshold=threshold, mode="cff", chunk_blocks=chunk_blocks)
+    blocks = cache.paged.table.entries.shape[1]
+    per_block = SIZE * HEADS * DIM * 2 * ((6 if coding else 16) / 8)
+    for request, length in enumerate([*lengths, 80]):
+        own = slice(request * blocks, (request + 1) * blocks)
+        alone = replace(
+            cache,
+            paged=PagedLayer(
+                cache.paged.k[own],
+                cache.paged.v[own],
+                replace(
+                    cache.paged.table,
+                    entries=torch.where(
+                        cache.paged.table.entries[request : request + 1] < 0,
+                        UNUSED,
+                        torch.arange(blocks, dtype=torch.int32),
+                    ),
+                    lengths=cache.paged.table.lengths[request : request + 1],
+                    domains=cache.paged.table.domains[request : request + 1],
+                ),
+            ),
+        )
+        apart = compress(method, alone)
+        torch.testing.assert_close(apart.k[0], result.k[request])
+        torch.testing.assert_close(apart.v[0], result.v[request])
+        full = length // SIZE
+        kept = len(expected.layer.table.entries[request, :full].unique())
+        size = kept * per_block + 12 * full + 2 * (length % SIZE) * HEADS * DIM * 2
+        assert float(result.bytes[request]) == pytest.approx(size)
+        assert float(apart.bytes[0]) == pytest.approx(size)
+
+
+def test_the_mode_is_stored_where_it_is_not_the_usual_one() -> None:
+    """So that files of versions without modes, and what they call a cell, stay what they are."""
+    usual = Method("fusion", threshold=0.8)
+    assert set(usual.to_json()) == {
+        "sharing",
+        "coding",
+        "bits",
+        "residual",
+        "keep",
+        "variant",
+        "criterion",
+        "scale",
+        "threshold",
+    }
+    for method in (usual, Method("exact", mode="cff", chunk_blocks=4)):
+        assert Method(**method.to_json()) == method
+    assert settings(Method("fusion", mode="cff", chunk_blocks=2))["mode"] == "cff"
+    with pytest.raises(InputError, match="chunk_blocks = None: must be a whole number of blocks"):
+        Method("fusion", mode="cff")
 
 
 def test_coded_representatives_are_read_with_the_scales_of_their_members() -> None:

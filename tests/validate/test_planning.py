@@ -290,10 +290,21 @@ def test_refuses(session: QualitySession, goal: str, value: float, message: str)
         make_plan(session, goal, value, settings=SETTINGS)
 
 
-def test_settings_are_refused(session: QualitySession) -> None:
-    for bits, message in (((), "name at least one"), ((9,), "bits = 9: must be 16, or 1 to 8")):
+def test_settings_are_refused() -> None:
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"bits": ()}, r"bits = \[\]: name at least one"),
+        ({"bits": (9,)}, "bits = 9: must be 16, or 1 to 8"),
+        ({"variants": ()}, r"variant = \[\]: name at least one"),
+        ({"scales": ("raw", "raw")}, r"scale = \['raw', 'raw'\]: names one twice"),
+        ({"modes": ("aff",)}, "mode = 'aff': must be one of bff, cff"),
+        ({"modes": ("cff",), "chunk_blocks": 0}, "chunk_blocks = 0: must be a whole number of blocks"),
+    )
+    for given, message in refused:
         with pytest.raises(InputError, match=message):
-            default_settings(bits=bits)
+            default_settings(**given)
+
+
+def test_settings_are_all_combinations() -> None:
     options: dict[str, Any] = {"thresholds": (0.5,), "criteria": ("keys", "both"), "bits": (16, 3)}
     assert [(m.name, m.criterion) for m in default_settings(**options)] == [
         ("exact", "keys"),
@@ -303,3 +314,31 @@ def test_settings_are_refused(session: QualitySession) -> None:
         ("fusion+kivi3", "keys"),
         ("fusion+kivi3", "both"),
     ]
+    options |= {"variants": ("leader", "tree"), "scales": ("raw", "projection"), "modes": ("bff", "cff")}
+    found = default_settings(**options, chunk_blocks=3)
+    assert len(found) == len(set(found)) == 2 * 2 * (1 + 2 * 2 * 2)
+    assert {(m.mode, m.chunk_blocks) for m in found} == {("bff", None), ("cff", 3)}
+
+
+def test_every_layer_takes_its_own_variant_scale_and_mode(session: QualitySession) -> None:
+    """With more to choose from, a plan does no more harm, and what it is predicted to save is measured."""
+    wide = default_settings(
+        (0.0, 0.5, 0.8),
+        ("keys",),
+        (16,),
+        variants=("leader", "tree"),
+        scales=("own-norm", "raw"),
+        modes=("bff", "cff"),
+        chunk_blocks=3,
+    )
+    narrow = [m for m in wide if (m.variant, m.scale, m.mode) == ("leader", "own-norm", "bff")]
+    few, many = (Planner(session, settings=chosen) for chosen in (narrow, wide))
+    kinds = set()
+    for saving in (0.1, 0.3, 0.5, 0.6):
+        harm = [planner.choose("min_saving", saving).harm for planner in (few, many)]
+        assert harm[1] <= harm[0]
+        chosen = many.trials.methods(many.choose("min_saving", saving))
+        assert set(chosen.values()) <= set(wide)
+        assert 1 - 1 / session.measure(chosen).compression >= saving - 1e-9
+        kinds |= {(method.variant, method.scale, method.mode) for method in chosen.values()}
+    assert len(kinds) > 1

@@ -43,4 +43,6 @@ def layer_settings(plan: CachePlan) -> dict[int, dict[str, Any]]:
             "scale": method.scale,
             "bits": method.bits if coded else None,
         }
+        if method.mode != "bff":
+            settings[layer] |= {"mode": method.mode, "chunk_blocks": method.chunk_blocks}
     return settings

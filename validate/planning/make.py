@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -218,7 +217,7 @@ class Planner:
             measured = self.measurements.uniform(method)
             if measured.mean_kl <= limit:
                 return {
-                    "setting": asdict(method),
+                    "setting": method.to_json(),
                     "compression": measured.compression,
                     "kl": measured.mean_kl,
                 }

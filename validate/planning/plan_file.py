@@ -10,6 +10,7 @@ from typing import Any
 
 from ratedist.errors import InputError, RatedistError
 from ratedist.records import write_atomic
+from ratedist.validate.captures.manifest import Manifest
 from ratedist.validate.models import LoadedModel
 from ratedist.validate.quality.methods import Method
 
@@ -45,18 +46,31 @@ class CachePlan:
 
     def check(self, loaded: LoadedModel) -> None:
         """Raise InputError where the plan was made for another model, or other weights of it."""
-        mine = (loaded.weights_hash, loaded.layers)
-        if mine != (self.weights_hash, self.layers):
+        self._check("the model", loaded.name, loaded.weights_hash, loaded.layers)
+
+    def check_capture(self, manifest: Manifest) -> None:
+        """Raise InputError where a capture is of other weights, or lacks a layer that the plan names."""
+        self._check("the capture", manifest.model, manifest.weights_hash, manifest.model_layers)
+        missing = sorted(set(self.settings) - set(manifest.layers))
+        if missing:
+            raise InputError(
+                "capture",
+                f"{manifest.workload}, layers {list(manifest.layers)}",
+                f"lacks layers {missing} of the plan; capture them too",
+            )
+
+    def _check(self, what: str, name: str, weights_hash: str, layers: int) -> None:
+        if (weights_hash, layers) != (self.weights_hash, self.layers):
             raise InputError(
                 "plan",
                 f"made for {self.model!r} ({self.layers} layers, weights {self.weights_hash[:12]})",
-                f"the model is {loaded.name!r} ({loaded.layers} layers, weights {loaded.weights_hash[:12]}); "
-                "plan again for this one",
+                f"{what} is {'of ' if what == 'the capture' else ''}{name!r} ({layers} layers, weights "
+                f"{weights_hash[:12] or 'unknown'}); plan again for this one",
             )
 
     def to_json(self) -> str:
         """The file's text."""
-        data = asdict(self) | {"settings": {str(n): asdict(m) for n, m in sorted(self.settings.items())}}
+        data = asdict(self) | {"settings": {str(n): m.to_json() for n, m in sorted(self.settings.items())}}
         return json.dumps({"schema": SCHEMA, **data}, indent=1, allow_nan=False) + "\n"
 
 

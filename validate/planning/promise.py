@@ -77,7 +77,7 @@ class PromiseSettings:
         """As JSON data."""
         return asdict(self) | {
             "goals": list(self.goals),
-            "settings": [asdict(method) for method in self.settings],
+            "settings": [method.to_json() for method in self.settings],
             "drift": list(self.drift),
             "layers": None if self.layers is None else list(self.layers),
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ratedist.allocation import Allocation, LayerSettings
 from ratedist.errors import InputError
 from ratedist.validate.planning.measurements import Measurements
 from ratedist.validate.quality.methods import Method
+from ratedist.validate.suite.tasks import CHUNK_BLOCKS
 
 __all__ = ["LEAST_HARM", "Progress", "Trials", "default_settings", "try_settings"]
 
@@ -36,29 +38,57 @@ def default_settings(
     thresholds: Sequence[float] = tuple(np.arange(0.6, 0.96, 0.05).round(2).tolist()),
     criteria: Sequence[str] = ("keys", "both"),
     bits: Sequence[int] = (16, 4),
+    *,
+    variants: Sequence[str] = ("leader",),
+    scales: Sequence[str] = ("own-norm",),
+    modes: Sequence[str] = ("bff",),
+    chunk_blocks: int = CHUNK_BLOCKS,
 ) -> list[Method]:
     """Settings that a layer may take: exact sharing alone, and fusion, each with 16 bits and with fewer.
 
     Args:
-        thresholds: of fusion.
-        criteria: of fusion.
+        thresholds, criteria, variants, scales: of fusion, in all combinations.
         bits: per scalar of what is kept; below 16 as ``"kivi"`` codes them.
+        modes: of both kinds of sharing: across requests, ``"bff"``, or across the chunks of each, ``"cff"``.
+        chunk_blocks: full blocks per chunk, for ``"cff"``.
 
     Raises:
-        InputError: no bits, or others than 16 and 1 to 8.
+        InputError: nothing of a kind, one named twice, or one that there is not.
     """
-    if not bits:
-        raise InputError("bits", list(bits), "name at least one")
-    settings = []
+    kinds = {
+        "threshold": thresholds,
+        "criterion": criteria,
+        "bits": bits,
+        "variant": variants,
+        "scale": scales,
+        "mode": modes,
+    }
+    for argument, values in kinds.items():
+        if not values:
+            raise InputError(argument, list(values), "name at least one")
+        if len(set(values)) < len(values):
+            raise InputError(argument, list(values), "names one twice; name each once")
     for number in bits:
         if number != 16 and not 1 <= number <= 8:
             raise InputError("bits", number, "must be 16, or 1 to 8")
+    settings = []
+    for number, mode in product(bits, modes):
         coding, stored = ("", 0) if number == 16 else ("kivi", number)
-        settings.append(Method("exact", coding, stored))
+        chunks = None if mode == "bff" else chunk_blocks
+        settings.append(Method("exact", coding, stored, mode=mode, chunk_blocks=chunks))
         settings += [
-            Method("fusion", coding, stored, criterion=criterion, threshold=float(threshold))
-            for criterion in criteria
-            for threshold in thresholds
+            Method(
+                "fusion",
+                coding,
+                stored,
+                variant=variant,
+                criterion=criterion,
+                scale=scale,
+                threshold=float(threshold),
+                mode=mode,
+                chunk_blocks=chunks,
+            )
+            for variant, scale, criterion, threshold in product(variants, scales, criteria, thresholds)
         ]
     return settings
 

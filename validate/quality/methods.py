@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
-from ratedist.kernels.fusion.fuse import Fusion, check_options, fuse
+from ratedist.kernels.fusion.fuse import Fusion, fuse
+from ratedist.kernels.fusion.options import FuseOptions
 from ratedist.kernels.layout import PagedLayer
 from ratedist.kernels.restore import restore_blocks
 from ratedist.rate import SCALE_BYTES, TABLE_ENTRY_BYTES
@@ -40,6 +41,7 @@ __all__ = [
     "fusion_methods",
     "parse_method",
     "settings",
+    "stored_block_bytes",
 ]
 
 BASELINES = (
@@ -79,6 +81,8 @@ class Method:
         keep: share of the tokens that eviction keeps, per head, in all layers; 1 for none.
         variant, criterion, scale: of fusion.
         threshold: of fusion.
+        mode, chunk_blocks: of sharing: ``"bff"``, across requests, or ``"cff"``, across the chunks of each,
+            of so many full blocks.
     """
 
     sharing: str = ""
@@ -90,9 +94,11 @@ class Method:
     criterion: str = "keys"
     scale: str = "own-norm"
     threshold: float = 1.0
+    mode: str = "bff"
+    chunk_blocks: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.threshold, self.variant, self.criterion, self.scale)
+        FuseOptions(self.threshold, self.variant, self.criterion, self.scale, self.mode, self.chunk_blocks)
         if self.sharing not in ("", "exact", "fusion") or self.coding not in ("", "int8", "kivi"):
             raise InputError("method", (self.sharing, self.coding), f"unknown; use one of {_KNOWN}")
         if (self.coding == "kivi") != (1 <= self.bits <= 8):
@@ -122,6 +128,16 @@ class Method:
     def stored_bits(self) -> float:
         """Bits of a stored scalar without its share of scales: 16, 8 or those of ``"kivi"``."""
         return {"": 16, "int8": 8, "kivi": self.bits}[self.coding]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON data, as ``Method(**data)`` takes them.
+
+        Across requests the mode is left out, as it is in the files of versions that knew no other.
+        """
+        data = asdict(self)
+        if self.mode == "bff":
+            del data["mode"], data["chunk_blocks"]
+        return data
 
 
 def parse_method(name: str) -> Method:
@@ -264,30 +280,24 @@ def _share(method: Method, layer: LayerCache) -> CompressedLayer:
         variant=method.variant,
         criterion=method.criterion,
         scale=method.scale,
+        mode=method.mode,
+        chunk_blocks=method.chunk_blocks,
         layer_name=layer.index,
     )
     pools: dict[str, Tensor] = {"k": fusion.layer.k, "v": fusion.layer.v}
     heads, head_dim = paged.k.shape[2:]
-    channels = heads * head_dim
-    raw = _raw_bytes(paged) * block_size
-    coded = raw
+    coded = stored_block_bytes(method, block_size, heads, head_dim, paged.k.element_size())
     # A partly filled block is still written to: it is not coded, like the tokens that fill no group.
     full = torch.arange(table.entries.shape[1], device=paged.k.device) < table.full_blocks[:, None]
     used = fusion.layer.table.entries >= 0
     if method.coding:
         if method.coding == "int8":
             read = {name: quantise_per_token(pool) for name, pool in pools.items()}
-            coded = 2 * channels * token_bytes(head_dim) * block_size
         else:
             read = {
                 "k": quantise_keys(pools["k"], method.bits, block_size),
                 "v": quantise_values(pools["v"], method.bits),
             }
-            coded = (
-                block_size
-                * channels
-                * (scalar_bytes(method.bits, block_size) + scalar_bytes(method.bits, channel_group(channels)))
-            )
         partial = fusion.layer.table.entries[used & ~full].long()
         for name, pool in pools.items():
             read[name][partial] = pool[partial].float()
@@ -308,6 +318,22 @@ def _share(method: Method, layer: LayerCache) -> CompressedLayer:
     size = (share + (used & full) * float(TABLE_ENTRY_BYTES + SCALE_BYTES)).sum(1)
     size += (table.lengths - table.full_blocks * block_size) * _raw_bytes(paged)
     return CompressedLayer(restored["k"], restored["v"], size, fusion=fusion)
+
+
+def stored_block_bytes(
+    method: Method, block_size: int, heads: int, head_dim: int, element_size: int
+) -> float:
+    """Bytes of the keys and values of one full block that a method which shares keeps.
+
+    Test: tests/validate/test_plan_bytes.py::test_bytes_are_those_of_the_cache_that_was_compressed.
+    """
+    channels = heads * head_dim
+    if method.coding == "int8":
+        return 2 * channels * token_bytes(head_dim) * block_size
+    if method.coding == "kivi":
+        scalar = scalar_bytes(method.bits, block_size) + scalar_bytes(method.bits, channel_group(channels))
+        return block_size * channels * scalar
+    return 2.0 * block_size * channels * element_size
 
 
 def _evict(method: Method, layer: LayerCache) -> CompressedLayer:
@@ -335,6 +361,7 @@ def settings(method: Method) -> dict[str, Any]:
         "variant": method.variant if fused else None,
         "criterion": method.criterion if fused else None,
         "scale": method.scale if fused else None,
+        "mode": method.mode if method.sharing else None,
         "threshold": method.threshold if fused else None,
         "bits": method.stored_bits,
     }

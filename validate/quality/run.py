@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,7 @@ def _key(loaded: LoadedModel, prompts: PromptSet, plan: QualityPlan, method: Met
         "continuation": plan.continuation,
         "layers": None if plan.layers is None else list(plan.layers),
         "store_dtype": plan.store_dtype,
-        "method": None if method is None else asdict(method),
+        "method": None if method is None else method.to_json(),
     }
 
 

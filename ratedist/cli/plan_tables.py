@@ -1,0 +1,123 @@
+"""What ``ratedist plan`` prints: the setting of every layer, and what to expect of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ratedist.validate.planning.plan_file import CachePlan
+    from ratedist.validate.quality.methods import Method
+
+__all__ = ["print_plan"]
+
+
+def print_plan(plan: CachePlan, checked: Mapping[str, Any] | None, *, title: str) -> None:
+    """Print a plan on standard output.
+
+    Args:
+        plan: what was planned.
+        checked: of ``ratedist.validate.planning.check.check_plan``, where the plan was checked.
+        title: of the table.
+    """
+    from rich.console import Console
+
+    output = Console(width=110, highlight=False)
+    output.print(_table(plan, title))
+    for line in [*_predicted(plan), *_sensitivity(plan.predicted["sensitivity"]), *_checked(checked)]:
+        output.print(line)
+
+
+def _table(plan: CachePlan, title: str) -> Any:
+    """Layers and settings; what is the same default in all of them has no column."""
+    from rich.table import Table
+
+    columns: dict[str, Any] = {
+        "setting": lambda method: method.name,
+        "criterion": lambda method: method.criterion,
+        "threshold": lambda method: f"{method.threshold:g}",
+        "variant": lambda method: method.variant,
+        "scale": lambda method: method.scale,
+        "mode": lambda method: method.mode,
+    }
+    methods = list(plan.settings.values())
+    for name, default in (("variant", "leader"), ("scale", "own-norm"), ("mode", "bff")):
+        if all(getattr(method, name) == default for method in methods):
+            del columns[name]
+    table = Table(title=title)
+    table.add_column("layer", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right" if name == "threshold" else "left")
+    for layer, method in sorted(plan.settings.items()):
+        shown = [
+            text(method) if name == "setting" or method.sharing == "fusion" or name == "mode" else ""
+            for name, text in columns.items()
+        ]
+        table.add_row(str(layer), *shown)
+    return table
+
+
+def _predicted(plan: CachePlan) -> list[str]:
+    predicted = plan.predicted
+    lines = [
+        f"predicted: {predicted['compression']:.2f}x of the whole cache at a divergence of "
+        f"{predicted['kl']:.4f} nats, for other requests {predicted['kl_low']:.4f} to "
+        f"{predicted['kl_high']:.4f}"
+    ]
+    uniform = predicted["uniform"]
+    if uniform is None:
+        lines.append("no single setting for all layers keeps this divergence")
+    else:
+        from ratedist.validate.quality.methods import Method
+
+        method = Method(**uniform["setting"])
+        lines.append(
+            f"best single setting: {uniform['compression']:.2f}x at {uniform['kl']:.4f} ({_named(method)})"
+        )
+    return lines
+
+
+def _named(method: Method) -> str:
+    """A setting in words, defaults of fusion left out."""
+    if method.sharing != "fusion":
+        return method.name
+    words = [f"{method.criterion} {method.threshold:g}"]
+    words += [
+        value
+        for value, default in ((method.variant, "leader"), (method.scale, "own-norm"), (method.mode, "bff"))
+        if value != default
+    ]
+    return f"{method.name}, {', '.join(words)}"
+
+
+def _sensitivity(sensitivity: Mapping[str, Any]) -> list[str]:
+    """What drift of the traffic would do, in words."""
+    lines = [
+        f"traffic more alike (thresholds {sensitivity['shift']:g} looser): saves "
+        f"{sensitivity['saving_looser']:.1%} at up to {sensitivity['kl_looser']:.4f}; less alike: "
+        f"{sensitivity['saving_stricter']:.1%} at {sensitivity['kl_stricter']:.4f}"
+    ]
+    if sensitivity["exact_share"] is not None:
+        lines.append(f"of what it saves, exact duplicates alone give {sensitivity['exact_share']:.0%}")
+    if sensitivity["heaviest_share"] is not None:
+        low, high = sensitivity["kl_without_one"]
+        lines.append(
+            f"one request carries {sensitivity['heaviest_share']:.0%} of the divergence; without any one of "
+            f"them it is {low:.4f} to {high:.4f}"
+        )
+    return lines
+
+
+def _checked(checked: Mapping[str, Any] | None) -> list[str]:
+    if checked is None:
+        return []
+    lines = [
+        f"measured on other requests: {checked['compression_measured']:.2f}x at a divergence of "
+        f"{checked['kl_measured']:.4f}"
+    ]
+    if checked["uniform_kl_measured"] is not None:
+        lines.append(
+            f"and the single setting there: {checked['uniform_compression_measured']:.2f}x at "
+            f"{checked['uniform_kl_measured']:.4f}"
+        )
+    return lines
