@@ -68,6 +68,14 @@ def validate(
     scale: Scale = "own-norm",
     jobs: Jobs = 1,
     dask: Dask = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            help="What ratedist plan wrote: every layer at its own setting, predicted beside fused. Variant, "
+            "criterion, threshold, layers and scale are the plan's, so leave them out.",
+        ),
+    ] = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -106,21 +114,27 @@ def validate(
     and measured beside the noise of measuring. It keeps every finished cell in `--out`: after Ctrl-C or a
     crash the same command goes on there. `--force` computes the cells anew, captures are kept.
 
+    With `--plan` every layer is fused at the plan's own setting, and predicted at it: a table per layer and
+    for all of them together; `--out` takes the record (plan-unseen.json).
+
     Example: `ratedist validate --capture out/demo/captures/documents --variant leader tree --out out/mine`
 
     Example: `ratedist validate --suite standard --jobs 2 --out out/standard`
+
+    Example: `ratedist validate --plan plan.json --capture captures/mine`
     """
+    settings = {
+        "variant": (variant, None),
+        "criterion": (criterion, None),
+        "threshold": (threshold, None),
+        "layers": (layers, None),
+        "scale": (scale, "own-norm"),
+    }
+    further = {"backend": (backend, "auto"), "predictor": (predictor, None), "seed": (seed, 0)}
     if suite is not None:
-        for option, value, default in (
-            ("backend", backend, "auto"),
-            ("variant", variant, None),
-            ("criterion", criterion, None),
-            ("threshold", threshold, None),
-            ("predictor", predictor, None),
-            ("layers", layers, None),
-            ("scale", scale, "own-norm"),
-            ("seed", seed, 0),
-        ):
+        if plan is not None:
+            raise InputError("plan", str(plan), "is for captures; leave out --suite, or the plan")
+        for option, (value, default) in (settings | further).items():
             if value not in (default, []):
                 raise InputError(option, value, "is the suite's to say; write it into a suite file")
         from ratedist.cli.suite import run_suite
@@ -142,6 +156,25 @@ def validate(
     for option, given in (("workloads", workloads), ("parts", parts), ("model", model), ("judge", judge)):
         if given:
             raise InputError(option, given, "goes with --suite")
+    if plan is not None:
+        for option, (value, default) in settings.items():
+            if value not in (default, []):
+                raise InputError(option, value, "is the plan's to say; leave it out, or --plan")
+        from ratedist.cli.validate_plan import validate_plan
+
+        validate_plan(
+            plan,
+            capture or [],
+            predictors=predictor or [],
+            backend=backend,
+            jobs=jobs,
+            dask=dask,
+            seed=seed,
+            out=out,
+            force=force,
+            json=json,
+        )
+        return
     if not capture:
         raise InputError(
             "capture", None, "name at least one capture's folder; make one with ratedist capture"
@@ -152,7 +185,7 @@ def validate(
     from ratedist.validate.measure import runtime_for
 
     defaults = Plan()
-    plan = Plan(
+    compared = Plan(
         thresholds=tuple(split_numbers("threshold", threshold)) if threshold else defaults.thresholds,
         variants=tuple(variant) if variant else defaults.variants,
         criteria=tuple(criterion) if criterion else defaults.criteria,
@@ -166,11 +199,11 @@ def validate(
     captures = [Capture.open(folder) for folder in capture]
     if layers is not None:
         chosen = parse_layers(layers, captures[0].manifest.model_layers)
-        plan = replace(plan, layers=tuple(chosen or captures[0].manifest.layers))
+        compared = replace(compared, layers=tuple(chosen or captures[0].manifest.layers))
     if out is not None:
         claim_folder(out, force=force)
     with progress_bar("validating") as progress:
-        record = compare(captures, plan, runtime=runtime, progress=progress, jobs=jobs, dask=dask)
+        record = compare(captures, compared, runtime=runtime, progress=progress, jobs=jobs, dask=dask)
     if out is not None:
         _write(record, out)
     if json:
