@@ -249,10 +249,14 @@ def _print(record: Record) -> None:
     for entry in links:
         if entry.get("chosen") and entry["within"] is not None:
             console.print(
-                f"KL from the errors of {', '.join(entry['errors'])}, on held-out {entry['protocol']}: "
+                f"KL by a law {_OF[entry['law']]} from the errors of {', '.join(entry['errors'])}, on "
+                f"held-out {entry['protocol']}: "
                 f"within a factor of {entry['factor']:g} in {entry['within']:.0%} of {entry['cells']} cells",
                 highlight=False,
             )
+
+
+_OF = {"own": "of each workload", "pooled": "pooled over workloads"}
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

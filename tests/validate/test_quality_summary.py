@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from ratedist.validate.quality.link import ALL, FORMS, evaluate_links, link_cells
+from ratedist.validate.quality.link import ALL, FORMS, LAWS, evaluate_links, fusion_cells
 from ratedist.validate.quality.summary import scheme_rows, summarise_quality
 
 REQUESTS = 8
@@ -174,19 +174,42 @@ def test_law_in_the_error_that_matters_is_chosen_and_holds() -> None:
     (chosen,) = [e for e in entries if e["protocol"] == "requests" and e["workload"] == ALL and e["chosen"]]
     assert "attention" in chosen["errors"]
     for protocol in ("requests", "workloads"):
-        found = entry(entries, "link", protocol=protocol, workload=ALL, errors=["attention"])
-        assert found["within"] == 1
-        assert found["median_abs_log_ratio"] < 1e-6
-        assert entry(entries, "link", protocol=protocol, workload=ALL, errors=["v"])["within"] < 0.8
+        for law in ("own", "pooled"):
+            about = {"protocol": protocol, "workload": ALL, "law": law}
+            found = entry(entries, "link", errors=["attention"], **about)
+            assert found["within"] == 1
+            assert found["median_abs_log_ratio"] < 1e-3
+            assert entry(entries, "link", errors=["v"], **about)["within"] < 0.8
     json.dumps(entries, allow_nan=False)
 
 
 def test_law_of_another_workload_misses_by_its_factor() -> None:
     entries = evaluate_links(linked("first") + linked("second", factor=3.0))
-    found = entry(entries, "link", protocol="workloads", workload="second", errors=["attention"])
-    assert found["within"] == 0
-    assert found["bias"] == pytest.approx(-np.log(3), rel=1e-6)
-    assert entry(entries, "link", protocol="requests", workload="second", errors=["attention"])["within"] == 1
+    for law in ("own", "pooled"):
+        about = {"law": law, "workload": "second", "errors": ["attention"]}
+        found = entry(entries, "link", protocol="workloads", **about)
+        assert found["within"] == 0
+        assert found["bias"] == pytest.approx(-np.log(3), rel=1e-3)
+        assert entry(entries, "link", protocol="requests", **about)["within"] == 1
+
+
+def test_pooling_helps_where_requests_differ_and_workloads_do_not() -> None:
+    """Every request suffers by a factor of its own at every setting; few cells per workload are in range."""
+    rows = []
+    for name in ("x" * length for length in range(1, 13)):
+        rng = np.random.default_rng(len(name))
+        excess = np.exp(0.8 * rng.standard_normal(REQUESTS))
+        for made in linked(name, slope=2.4)[4:8]:
+            held = made["by_request"]
+            held["kl"] = (np.array(held["kl"]) * excess).tolist()
+            rows.append(made)
+    entries = evaluate_links(rows, splits=10)
+    about = {"protocol": "requests", "workload": ALL, "errors": ["attention"]}
+    own, pooled = (entry(entries, "link", law=law, **about) for law in ("own", "pooled"))
+    floor = entry(entries, "link", protocol="floor", workload=ALL)
+    assert pooled["within"] > max(own["within"], floor["within"]) + 0.05
+    assert pooled["chosen"]
+    assert pooled["cells"] == own["cells"] == floor["cells"]
 
 
 def test_floor_is_the_other_half_of_the_requests() -> None:
@@ -198,17 +221,32 @@ def test_floor_is_the_other_half_of_the_requests() -> None:
 
 def test_what_cannot_be_judged_says_why() -> None:
     entries = evaluate_links(linked("first")[:1])
-    found = entry(entries, "link", protocol="requests", workload="first", errors=["v"])
+    found = entry(entries, "link", protocol="requests", workload="first", errors=["v"], law="own")
     assert "usable cells" in found["reason"]
-    alone = entry(entries, "link", protocol="workloads", workload="first", errors=["v"])
+    alone = entry(entries, "link", protocol="workloads", workload="first", errors=["v"], law="own")
     assert "too few requests or workloads" in alone["reason"]
-    assert len([e for e in entries if e["workload"] == ALL]) == 1 + 2 * len(FORMS)
+    assert len([e for e in entries if e["workload"] == ALL]) == 1 + 2 * len(LAWS)
+    assert len(LAWS) == len(FORMS) + 3
+
+
+def test_a_cell_without_a_prediction_counts_as_missed() -> None:
+    """One setting in range: no law of its own can be fitted to it, and none of another workload's either."""
+    lonely = [row for row in linked("lonely") if row["threshold"] < 0.42][:1]
+    entries = evaluate_links(linked("first") + lonely)
+    about = {"protocol": "requests", "errors": ["attention"]}
+    found = entry(entries, "link", law="own", workload="lonely", **about)
+    assert found["cells"] > 0
+    assert found["within"] == 0
+    assert found["median_abs_log_ratio"] is None
+    assert entry(entries, "link", law="pooled", workload="lonely", **about)["within"] == 1
+    assert entry(entries, "link", law="own", workload=ALL, **about)["within"] < 1
 
 
 def test_cells_are_means_over_the_requests_asked_for() -> None:
     rows = linked("first", spread=1.0)
-    cells = link_cells([*rows, row("kivi4", 0.3, 0.01)], [1, 3])
+    cells = fusion_cells([*rows, row("kivi4", 0.3, 0.01)]).of([1, 3])
     held = rows[4]["by_request"]
-    assert cells["kl"][4] == pytest.approx((held["kl"][1] + held["kl"][3]) / 2)
-    assert cells["v"][4] == pytest.approx(np.sqrt((held["v_error"][1] ** 2 + held["v_error"][3] ** 2) / 2))
-    assert len(cells["kl"]) == 12
+    assert cells.mean_kl[4] == pytest.approx((held["kl"][1] + held["kl"][3]) / 2)
+    v = np.sqrt((held["v_error"][1] ** 2 + held["v_error"][3] ** 2) / 2)
+    assert cells.rms(["v"])["v"][4] == pytest.approx(v)
+    assert cells.kl.shape == (12, 2)

@@ -1,15 +1,15 @@
 """How well a link from distortion to divergence holds on requests and workloads that it was not fitted on.
 
 Cells are settings of fusion. Calibrated on half of the requests (or on the other workloads), a law of
-``ratedist.kl_link`` predicts mean KL on the rest from the errors measured there. Beside it stands the floor:
-KL of the same setting measured on the calibration half, which shares nothing but the setting, so that its
-distance is what so few requests leave uncertain.
+``ratedist.kl_link`` or ``ratedist.pooled_kl_link`` predicts mean KL on the rest from the errors measured
+there. Beside it stands the floor: KL of the same setting measured on the calibration half, which shares
+nothing but the setting, so that its distance is what so few requests leave uncertain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from ratedist.errors import InputError
 from ratedist.kl_link import fit_kl_link, link_accuracy
+from ratedist.pooled_kl_link import fit_pooled_kl_link
 
-__all__ = ["ALL", "FORMS", "evaluate_links", "link_cells"]
+__all__ = ["ALL", "FORMS", "POOLED", "FusionCells", "evaluate_links", "fusion_cells"]
 
 FloatArray = NDArray[np.float64]
 Row = Mapping[str, Any]
-Cells = dict[str, FloatArray]
 
 FORMS: tuple[tuple[str, ...], ...] = (
     ("v",),
@@ -31,126 +31,199 @@ FORMS: tuple[tuple[str, ...], ...] = (
     ("attention", "v"),
     ("attention", "k", "v"),
 )
-"""Errors that laws are fitted in; all of them are shown."""
+"""Errors that laws of one workload each are fitted in; all of them are shown."""
 
+POOLED = ("v", "k", "attention")
+"""Errors that laws pooled over workloads are fitted in."""
+
+ERRORS = ("k", "v", "attention")
 ALL = "all"
 SPLITS = 20
 
 
-def link_cells(rows: Sequence[Row], requests: Sequence[int] | None = None) -> Cells:
-    """Cells of fusion as arrays: ``kl`` and the relative errors ``k``, ``v``, ``attention``; (cells,) each.
+@dataclass(frozen=True)
+class FusionCells:
+    """Settings of fusion on the requests of one workload.
 
-    Args:
-        rows: of one or several workloads; those that are not plain fusion, or lack an error, are left out.
-        requests: which requests count; all by default.
-
-    KL is the mean, an error the root mean square over the requests.
+    Attributes:
+        kl: (cells, requests) mean KL of each request in nats.
+        errors: relative errors by name, each (cells, requests).
     """
-    found: dict[str, list[float]] = {"kl": [], "k": [], "v": [], "attention": []}
+
+    kl: FloatArray
+    errors: dict[str, FloatArray]
+
+    def of(self, requests: Sequence[int]) -> FusionCells:
+        """The same settings on some of the requests."""
+        chosen = np.asarray(requests)
+        return FusionCells(
+            self.kl[:, chosen], {name: values[:, chosen] for name, values in self.errors.items()}
+        )
+
+    @property
+    def mean_kl(self) -> FloatArray:
+        """(cells,)."""
+        return np.asarray(self.kl.mean(axis=1))
+
+    def rms(self, names: Sequence[str]) -> dict[str, FloatArray]:
+        """Root mean square over the requests of the errors named, (cells,) each."""
+        return {name: np.sqrt(np.square(self.errors[name]).mean(axis=1)) for name in names}
+
+
+ByWorkload = dict[str, FusionCells]
+Law = Callable[[ByWorkload, str, FusionCells], FloatArray]
+"""Calibrated on cells of some workloads, the KL of others of one workload, (cells,); raises InputError where
+it cannot."""
+
+
+def fusion_cells(rows: Sequence[Row]) -> FusionCells:
+    """Cells of one workload; rows that are not plain fusion, or lack an error, are left out."""
+    kl: list[list[float]] = []
+    errors: dict[str, list[list[float]]] = {name: [] for name in ERRORS}
     for row in rows:
         if row["method"] != "fusion":
             continue
         held = row["by_request"]
-        errors = {name: held[f"{name}_error"] for name in ("k", "v", "attention")}
-        if any(e is None or None in e for e in errors.values()):
+        found = {name: held[f"{name}_error"] for name in ERRORS}
+        if any(values is None or None in values for values in found.values()):
             continue
-        chosen = np.arange(row["requests"]) if requests is None else np.asarray(requests)
-        found["kl"].append(float(np.array(held["kl"])[chosen].mean()))
-        for name, values in errors.items():
-            found[name].append(float(np.sqrt(np.square(np.array(values)[chosen]).mean())))
-    return {name: np.array(values) for name, values in found.items()}
+        kl.append(held["kl"])
+        for name, values in found.items():
+            errors[name].append(values)
+    requests = rows[0]["requests"] if rows else 0
+    shape = (len(kl), requests)
+    return FusionCells(
+        np.array(kl, float).reshape(shape),
+        {name: np.array(values, float).reshape(shape) for name, values in errors.items()},
+    )
+
+
+def _own_law(form: Sequence[str]) -> Law:
+    """A law of the workload itself where it was calibrated on, else one of all cells together."""
+
+    def predict(calibration: ByWorkload, workload: str, cells: FusionCells) -> FloatArray:
+        used = [calibration[workload]] if workload in calibration else list(calibration.values())
+        means = [one.rms(form) for one in used]
+        law = fit_kl_link(
+            {name: np.concatenate([mean[name] for mean in means]) for name in form},
+            np.concatenate([one.mean_kl for one in used]) if used else [],
+        )
+        return law.predict(cells.rms(form))
+
+    return predict
+
+
+def _pooled_law(error: str) -> Law:
+    def predict(calibration: ByWorkload, workload: str, cells: FusionCells) -> FloatArray:
+        law = fit_pooled_kl_link(
+            {name: one.errors[error] for name, one in calibration.items()},
+            {name: one.kl for name, one in calibration.items()},
+        )
+        return law.predict(cells.errors[error], workload)
+
+    return predict
+
+
+def _floor(calibration: ByWorkload, workload: str, cells: FusionCells) -> FloatArray:
+    return calibration[workload].mean_kl
+
+
+LAWS: dict[tuple[str, tuple[str, ...]], Law] = {
+    **{("own", form): _own_law(form) for form in FORMS},
+    **{("pooled", (error,)): _pooled_law(error) for error in POOLED},
+}
 
 
 def evaluate_links(rows: Sequence[Row], *, seed: int = 0, splits: int = SPLITS) -> list[dict[str, Any]]:
     """Held-out accuracy of every law, by protocol and workload.
 
-    Protocols: ``requests`` fits on one half of a workload's requests and judges on the other, over ``splits``
-    random halvings; ``workloads`` fits on all other workloads and judges on this one; ``floor`` predicts the
-    KL that the other half had.
+    Protocols: ``requests`` fits on one half of every workload's requests and judges on the other, over
+    ``splits`` random halvings; ``workloads`` fits on all other workloads and judges on this one; ``floor``
+    predicts the KL that the other half had. A law is a workload's ``own`` (``ratedist.kl_link``; under
+    ``workloads`` of all others together) or ``pooled`` over workloads (``ratedist.pooled_kl_link``).
 
     Returns:
-        Entries ``{kind: "link", protocol, errors, workload, cells, within, factor, median_abs_log_ratio,
-        p90_abs_log_ratio, bias, chosen}``, and workload ``"all"`` over all judged cells. ``chosen`` marks
-        the law that predicts one half of the calibration requests best when fitted on the other half (their
-        median |ln ratio| is ``calibration_error``), so that no held-out request has a say. Where nothing
-        could be fitted, there is a ``reason`` instead of numbers.
+        Entries ``{kind: "link", protocol, law, errors, workload, cells, within, factor,
+        median_abs_log_ratio, p90_abs_log_ratio, bias, chosen}``, and workload ``"all"`` over all judged
+        cells. A cell for which no law could be fitted counts as infinitely wrong, and ``reason`` says why.
+        ``chosen`` marks the law that predicts one half of the calibration requests best when fitted on the
+        other half (their median |ln ratio| is ``calibration_error``), so that no held-out request has a say.
     """
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
-    by_workload = {name: [row for row in rows if row["workload"] == name] for name in workloads}
-    halves, quarters = {}, []
-    rng = np.random.default_rng(seed)
-    for name, here in by_workload.items():
-        orders = [rng.permutation(here[0]["requests"]).tolist() for _ in range(splits)]
-        middle = here[0]["requests"] // 2
-        halves[name] = [_split(here, order[:middle], order[middle:]) for order in orders if middle >= 2]
-        quarters += [
-            _split(here, order[: middle // 2], order[middle // 2 : middle]) for order in orders if middle >= 2
-        ]
-    others = {
-        name: [
-            (
-                link_cells([row for row in rows if row["workload"] != name]),
-                link_cells(by_workload[name]),
-            )
-        ]
+    whole = {name: fusion_cells([row for row in rows if row["workload"] == name]) for name in workloads}
+    halves, quarters = _halvings(whole, splits, np.random.default_rng(seed))
+    others = [
+        ({other: cells for other, cells in whole.items() if other != name}, {name: whole[name]})
         for name in workloads
         if len(workloads) > 1
-    }
-    errors = {form: _median_error(quarters, form) for form in FORMS}
-    known = {form: error for form, error in errors.items() if error is not None}
-    best = min(known, key=lambda form: known[form]) if known else None
+    ]
+    errors = {key: _judge(law, quarters)[ALL].get("median_abs_log_ratio") for key, law in LAWS.items()}
+    known = {key: error for key, error in errors.items() if error is not None}
+    best = min(known, key=lambda key: known[key]) if known else None
+    tried: list[tuple[str, tuple[str, tuple[str, ...]] | None, Law, list[Experiment]]] = [
+        ("floor", None, _floor, halves),
+        *(("requests", key, law, halves) for key, law in LAWS.items()),
+        *(("workloads", key, law, others) for key, law in LAWS.items()),
+    ]
     entries = []
-    for protocol, form, pairs in [
-        ("floor", None, halves),
-        *(("requests", form, halves) for form in FORMS),
-        *(("workloads", form, others) for form in FORMS),
-    ]:
-        about: dict[str, Any] = {
-            "kind": "link",
-            "protocol": protocol,
-            "errors": None if form is None else list(form),
-        }
-        if form is not None:
-            about |= {"chosen": form == best, "calibration_error": errors[form]}
-        judged: list[tuple[FloatArray, FloatArray]] = []
-        for name in workloads:
-            found, reason = _predictions(pairs.get(name, []), form)
-            judged += found
-            entries.append({**about, "workload": name, **_accuracy(found, reason)})
-        entries.append({**about, "workload": ALL, **_accuracy(judged, "no workload could be judged")})
+    for protocol, key, law, experiments in tried:
+        about: dict[str, Any] = {"kind": "link", "protocol": protocol, "law": None, "errors": None}
+        if key is not None:
+            about |= {"law": key[0], "errors": list(key[1])}
+            about |= {"chosen": key == best, "calibration_error": errors[key]}
+        judged = _judge(law, experiments)
+        nothing = {"reason": "there are too few requests or workloads to hold any out"}
+        entries += [{**about, "workload": name, **judged.get(name, nothing)} for name in (*workloads, ALL)]
     return entries
 
 
-def _split(rows: Sequence[Row], calibration: list[int], held_out: list[int]) -> tuple[Cells, Cells]:
-    return link_cells(rows, calibration), link_cells(rows, held_out)
+Experiment = tuple[ByWorkload, ByWorkload]
+"""What calibrates and what is held out."""
 
 
-def _predictions(
-    pairs: Sequence[tuple[Cells, Cells]], form: Sequence[str] | None
-) -> tuple[list[tuple[FloatArray, FloatArray]], str]:
-    """Predicted and measured KL of every pair that a law could be fitted for, and why one could not."""
-    found, reason = [], "there are too few requests or workloads to hold any out"
-    for calibration, held_out in pairs:
-        if form is None:
-            found.append((calibration["kl"], held_out["kl"]))
-            continue
-        try:
-            law = fit_kl_link({name: calibration[name] for name in form}, calibration["kl"])
-        except InputError as error:
-            reason = str(error)
-            continue
-        found.append((law.predict(held_out), held_out["kl"]))
-    return found, reason
+def _halvings(
+    whole: ByWorkload, splits: int, rng: np.random.Generator
+) -> tuple[list[Experiment], list[Experiment]]:
+    """Random halvings of every workload's requests, and those of the calibration halves; of four or more."""
+    orders = {name: [rng.permutation(c.kl.shape[1]) for _ in range(splits)] for name, c in whole.items()}
+    halves: list[Experiment] = []
+    quarters: list[Experiment] = []
+    for split in range(splits):
+        parts: list[ByWorkload] = [{}, {}, {}, {}]
+        for name, cells in whole.items():
+            order = orders[name][split]
+            middle = len(order) // 2
+            if middle >= 2:
+                ends = [(0, middle), (middle, len(order)), (0, middle // 2), (middle // 2, middle)]
+                for part, (start, end) in zip(parts, ends, strict=True):
+                    part[name] = cells.of(order[start:end].tolist())
+        if parts[0]:
+            halves.append((parts[0], parts[1]))
+            quarters.append((parts[2], parts[3]))
+    return halves, quarters
 
 
-def _accuracy(found: Sequence[tuple[FloatArray, FloatArray]], reason: str) -> dict[str, Any]:
-    if not found:
-        return {"reason": reason}
-    predicted, measured = (np.concatenate(side) for side in zip(*found, strict=True))
+def _judge(law: Law, experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
+    """Accuracy by workload and over all; nothing where there is no experiment."""
+    found: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
+    reasons: dict[str, str] = {}
+    for calibration, held_out in experiments:
+        for name, cells in held_out.items():
+            measured = cells.mean_kl
+            try:
+                predicted = law(calibration, name, cells)
+            except InputError as error:
+                predicted, reasons[name] = np.zeros_like(measured), str(error)
+            found.setdefault(name, []).append((predicted, measured))
+    judged = {
+        name: {**_accuracy(pairs), **({"reason": reasons[name]} if name in reasons else {})}
+        for name, pairs in found.items()
+    }
+    if found:
+        judged[ALL] = _accuracy([pair for pairs in found.values() for pair in pairs])
+    return judged if found else {ALL: {}}
+
+
+def _accuracy(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Any]:
+    predicted, measured = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return asdict(link_accuracy(predicted, measured))
-
-
-def _median_error(pairs: Sequence[tuple[Cells, Cells]], form: Sequence[str]) -> float | None:
-    found, _ = _predictions(pairs, form)
-    error = _accuracy(found, "").get("median_abs_log_ratio")
-    return None if error is None else float(error)

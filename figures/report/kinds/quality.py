@@ -166,12 +166,16 @@ def _rates(rates: Entries) -> Table:
 
 
 def _links(link: Entries) -> Table:
-    plain = [{**e, "errors": ", ".join(e["errors"]) if e["errors"] else "noise floor"} for e in link]
+    plain = [
+        {**e, "law": e.get("law"), "errors": ", ".join(e["errors"]) if e["errors"] else "noise floor"}
+        for e in link
+    ]
     return table(
         "Divergence predicted from errors, on held-out requests and workloads",
         plain,
         {
             "held out": "protocol",
+            "law": "law",
             "from errors of": "errors",
             "cells": "cells",
             "within the factor": "within",
