@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from typing import Any, cast
 
 import numpy as np
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float64]
+Spread = Callable[[Callable[..., dict[str, Any]], Sequence[tuple[Any, ...]]], Iterable[dict[str, Any]]]
 
 CURVE_RECORD_SCHEMA = "ratedist.curve/1"
 
@@ -274,6 +276,7 @@ def simulated_rows(
     advance: Callable[[], object] = lambda: None,
     *,
     method: str = "process",
+    spread: Spread = starmap,
 ) -> list[dict[str, Any]]:
     """Monte Carlo of what a curve predicts: one dict per threshold, to merge into its rows.
 
@@ -290,6 +293,8 @@ def simulated_rows(
         method: "process" draws counts and scores and shares the curve's assumptions; "directions" fuses
             uniform directions by their actual cosines, at the cost of a matrix product per merge, for the
             spherical law of a whole dimension and any variant but components.
+        spread: calls a function with each of many arguments and gives the results in their order, perhaps in
+            other processes; the rows are the same.
 
     Raises:
         InputError: an argument outside its domain, or a curve that the method cannot simulate.
@@ -300,27 +305,32 @@ def simulated_rows(
     whole_number("seed", seed, low=0)
     if method not in SIMULATIONS:
         raise InputError("method", method, f"must be one of {', '.join(SIMULATIONS)}")
-    simulate = _simulate if method == "process" else _simulate_directions
     rows = []
-    for i in range(curve.thresholds.size):
-        sample = simulate(curve, i, runs, np.random.default_rng([seed, i]))
-        kept = sample.mean_kept()
-        row = {
-            "simulated_runs": runs,
-            "simulated_kept": kept.mean,
-            "simulated_kept_se": kept.standard_error,
-            "simulated_compression": curve.logical / kept.mean,
-            "simulated_compression_se": curve.logical / kept.mean**2 * kept.standard_error,
-            "simulated_coverage": sample.coverage(float(curve.kept_low[i]), float(curve.kept_high[i])),
-        }
-        for which, field in (("direct", "direct_error2"), ("final", "absorbed_error2")):
-            error = sample.mean_error2(which)
-            if np.isfinite(error.mean):
-                row[f"simulated_{field}"] = error.mean
-                row[f"simulated_{field}_se"] = error.standard_error
+    tasks = [(curve, i, runs, seed, method) for i in range(curve.thresholds.size)]
+    for row in spread(_simulated_row, tasks):
         rows.append(row)
         advance()
     return rows
+
+
+def _simulated_row(curve: FusionCurve, i: int, runs: int, seed: int, method: str) -> dict[str, Any]:
+    simulate = _simulate if method == "process" else _simulate_directions
+    sample = simulate(curve, i, runs, np.random.default_rng([seed, i]))
+    kept = sample.mean_kept()
+    row = {
+        "simulated_runs": runs,
+        "simulated_kept": kept.mean,
+        "simulated_kept_se": kept.standard_error,
+        "simulated_compression": curve.logical / kept.mean,
+        "simulated_compression_se": curve.logical / kept.mean**2 * kept.standard_error,
+        "simulated_coverage": sample.coverage(float(curve.kept_low[i]), float(curve.kept_high[i])),
+    }
+    for which, field in (("direct", "direct_error2"), ("final", "absorbed_error2")):
+        error = sample.mean_error2(which)
+        if np.isfinite(error.mean):
+            row[f"simulated_{field}"] = error.mean
+            row[f"simulated_{field}_se"] = error.standard_error
+    return row
 
 
 def _simulate_directions(curve: FusionCurve, index: int, runs: int, rng: np.random.Generator) -> RunSample:

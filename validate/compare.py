@@ -19,7 +19,7 @@ from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.captures.manifest import DTYPES, MANIFEST, Manifest
 from ratedist.validate.captures.store import Capture
 from ratedist.validate.measure import Measurement, Runtime, measure, runtime_for
-from ratedist.validate.parallel import absolute, check_jobs, run_tasks
+from ratedist.validate.parallel import check_jobs, run_tasks
 from ratedist.validate.summary import ALL, summarise
 
 __all__ = [
@@ -188,7 +188,7 @@ def compare(
     plan = Plan() if plan is None else plan
     check_jobs(jobs)
     if dask is not None:
-        captures = [Capture(absolute(capture.folder, dask), capture.manifest) for capture in captures]
+        captures = [capture.resolved() for capture in captures]
     where = runtime_for("cpu") if runtime is None else runtime
     check_captures(captures)
     splits = [split_requests(capture.manifest, plan.seed) for capture in captures]

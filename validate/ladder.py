@@ -18,18 +18,20 @@ from numpy.typing import NDArray
 
 from ratedist._arguments import as_thresholds, whole_number
 from ratedist.errors import InputError
-from ratedist.fusion import leader, leader_marked, tree, tree_marked
+from ratedist.fusion import leader, tree
 from ratedist.kernels.fusion.fuse import fuse
 from ratedist.montecarlo.chains import simulate_leader, simulate_tree
 from ratedist.records import Record, provenance
 from ratedist.sim.blocks import SyntheticLayer, generate
 from ratedist.sim.calibrate import Calibration, calibrate
 from ratedist.sim.distance import LawDistance, law_distance, pair_scores
-from ratedist.sim.marked_process import simulate_marked
 from ratedist.sim.model import BlockModel
 from ratedist.sim.rotary import Rotary
 from ratedist.similarity.base import SimilarityLaw
+from ratedist.validate.captures.manifest import MANIFEST
 from ratedist.validate.captures.store import Capture
+from ratedist.validate.marked_law import MarkedLaw
+from ratedist.validate.parallel import run_tasks
 from ratedist.validate.synthetic import blocks_of, paged
 
 __all__ = ["ASSUMPTIONS", "SCHEMA", "CapturedLadder", "captured_ladder", "law_ladder", "model_ladder"]
@@ -55,9 +57,8 @@ ASSUMPTIONS = {
 }
 """What a gap between two rungs says has failed."""
 
-# Requests that the law of a generator is measured on, and groups of them that are left out in turn.
 _LAW_REQUESTS = 32
-_GROUPS = 8
+"""Requests that the law of a generator is measured on."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def law_ladder(
     process_runs: int,
     seed: int,
     backend: str = "auto",
+    jobs: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
 ) -> Record:
     """Rungs 1 to 3 for a law that is known, and a model whose blocks follow it.
@@ -113,11 +116,17 @@ def law_ladder(
         process_runs: runs of the process, at least 2.
         seed: of both.
         backend: what fuses.
+        jobs: batches at a time, each in a process of its own where more than one; the record is the same.
+        dask: address of a Dask scheduler whose workers take the batches instead, see
+            ``ratedist.validate.parallel.run_tasks``; the record is the same.
         progress: called with a word on each step.
     """
     tau = _check(requests, blocks, thresholds, variant, runs, process_runs)
     recursion, simulate = (leader, simulate_leader) if variant == "leader" else (tree, simulate_tree)
     units = np.full(requests, blocks)
+    synthetic = _synthetic(
+        model, (blocks,) * requests, tau, variant, runs, seed, backend, jobs, dask, progress
+    )
     closed = recursion(law, units, tau, hard_core=False)
     corrected = recursion(law, units, tau)
     rng = np.random.default_rng([seed, 2])
@@ -127,7 +136,7 @@ def law_ladder(
     rungs = [
         _Rung(1, closed.kept[None], np.zeros(tau.size)),
         _Rung(2, process),
-        _Rung(3, _synthetic(model, (blocks,) * requests, tau, variant, runs, seed, backend, progress)),
+        _Rung(3, synthetic),
     ]
     record = _record(rungs, tau, variant, requests * blocks, requests, {"law": law.to_dict()}, paired=False)
     for row, value in zip(record.rows, corrected.kept.tolist(), strict=False):
@@ -146,6 +155,8 @@ def model_ladder(
     process_runs: int,
     seed: int,
     backend: str = "auto",
+    jobs: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
     about: dict[str, Any] | None = None,
 ) -> Record:
@@ -157,13 +168,14 @@ def model_ladder(
     """
     tau = _check(requests, blocks, thresholds, variant, runs, process_runs)
     counts = (blocks,) * requests
-    law = _MarkedLaw(generate(model, _LAW_REQUESTS, blocks, seed=_other(seed)), tau)
+    synthetic = _synthetic(model, counts, tau, variant, runs, seed, backend, jobs, dask, progress)
+    law = MarkedLaw(generate(model, _LAW_REQUESTS, blocks, seed=_other(seed)), tau)
     closed, closed_se = law.jackknife(counts, variant)
     process = law.process(counts, variant, process_runs, np.random.default_rng([seed, 2]))
     rungs = [
         _Rung(1, closed[None], closed_se),
         _Rung(2, process, np.hypot(closed_se, _standard_error(process))),
-        _Rung(3, _synthetic(model, counts, tau, variant, runs, seed, backend, progress)),
+        _Rung(3, synthetic),
     ]
     # Rungs 1 and 2 share the law's error: their gap has only the Monte Carlo's.
     shared = {(1, 2): _standard_error(process)}
@@ -182,6 +194,8 @@ def captured_ladder(
     requests: int | None = None,
     calibrate_on: int | None = None,
     backend: str = "auto",
+    jobs: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
 ) -> CapturedLadder:
     """All four rungs: calibrated on some requests of a capture, measured on others.
@@ -200,6 +214,7 @@ def captured_ladder(
         requests: held-out requests that are fused; default all that are left.
         calibrate_on: requests to calibrate on; default half.
         backend: what fuses.
+        jobs, dask: as in ``law_ladder``, of splits.
         progress: called with a word on each step.
 
     Raises:
@@ -228,33 +243,24 @@ def captured_ladder(
     tau = _check(fused, 1, thresholds, variant, splits, process_runs)
     rng = np.random.default_rng([seed, 4])
     rotary = Rotary.from_config(manifest.rotary)
-    kept: dict[int, list[FloatArray]] = {1: [], 2: [], 3: [], 4: []}
-    distances: list[dict[str, Any]] = []
-    calibrations: list[Calibration] = []
-    totals = []
+    if dask is not None:
+        capture = capture.resolved()
+    tasks = []
     for split in range(splits):
         order = rng.permutation(usable)
         # In the capture's order on both sides: requests arrive in it.
         sample, held = (sorted(part.tolist()) for part in (order[:wanted], order[wanted : wanted + fused]))
+        tasks.append((capture, layer, sample, held, rotary, tau, variant, process_runs, seed, split, backend))
+    results = run_tasks(
+        _run_split, tasks, jobs=jobs, dask=dask, files=[capture.folder / MANIFEST], backend=backend
+    )
+    found = []
+    for split in range(splits):
         if progress:
             progress(f"split {split + 1} of {splits}")
-        k, v, full = blocks_of(capture.layer(layer, sample))
-        calibration = calibrate(k, v, full_blocks=full, rotary=rotary, seed=seed + split)
-        calibrations.append(calibration)
-        measured = capture.layer(layer, held)
-        counts = tuple(measured.table.full_blocks.tolist())
-        totals.append(sum(counts))
-        model = calibration.model
-        drawn = generate(model, len(counts), counts, seed=seed + split)
-        drawn = SyntheticLayer(drawn.k, drawn.v, drawn.full_blocks, measured.table.domains, drawn.identity)
-        kept[4].append(_fused(measured, tau, variant, backend))
-        kept[3].append(_fused(paged(drawn), tau, variant, backend))
-        law = _MarkedLaw(generate(model, _LAW_REQUESTS, max(counts), seed=_other(seed + split)), tau)
-        kept[1].append(law.closed_form(counts, variant))
-        kept[2].append(
-            law.process(counts, variant, process_runs, np.random.default_rng([seed, split])).mean(axis=0)
-        )
-        distances += _distances(split, drawn, *blocks_of(measured))
+        found.append(next(results))
+    kept = {number: [part.kept[number] for part in found] for number in NAMES}
+    totals = [part.blocks for part in found]
     rungs = [_Rung(number, np.stack(values)) for number, values in kept.items()]
     about = {
         "model": manifest.model,
@@ -265,61 +271,54 @@ def captured_ladder(
         "rotary": None if rotary is None else rotary.theta,
     }
     record = _record(rungs, tau, variant, int(np.mean(totals)), fused, about, paired=True)
-    record.summary += distances
-    return CapturedLadder(record, calibrations)
+    for part in found:
+        record.summary += part.distances
+    return CapturedLadder(record, [part.calibration for part in found])
 
 
-class _MarkedLaw:
-    """Chances of an exceedance by pair of positions, counted on blocks of a generator."""
+@dataclass(frozen=True)
+class _Split:
+    """All rungs of one split: (thresholds,) kept blocks by rung, of so many blocks in all."""
 
-    def __init__(self, layer: SyntheticLayer, tau: FloatArray) -> None:
-        requests, positions = layer.identity.shape
-        flat = layer.k.flatten(0, 1).flatten(1).float()
-        flat = flat / flat.norm(dim=1, keepdim=True)
-        scores = (flat @ flat.T).numpy().reshape(requests, positions, requests, positions)
-        same = (layer.identity.flatten()[:, None] == layer.identity.flatten()).numpy().reshape(scores.shape)
-        self.tau = tau
-        # Byte-equal blocks share at every threshold, at 1 too.
-        over = [((scores > t) if t < 1 else np.zeros_like(same)) | same for t in tau]
-        apart = ~np.eye(requests, dtype=bool)
-        # (thresholds, requests, requests, positions, positions), own pairs left out.
-        self._over = np.stack(over).transpose(0, 1, 3, 2, 4) & apart[None, :, :, None, None]
-        self._requests = requests
+    kept: dict[int, FloatArray]
+    blocks: int
+    calibration: Calibration
+    distances: list[dict[str, Any]]
 
-    def chance(self, without: NDArray[np.int64] | None = None) -> FloatArray:
-        """(thresholds, positions, positions) shares of pairs that exceed, of all requests but some."""
-        use = np.ones(self._requests, dtype=bool)
-        if without is not None:
-            use[without] = False
-        count = int(use.sum())
-        return np.asarray(self._over[:, use][:, :, use].sum(axis=(1, 2)) / (count * (count - 1)))
 
-    def closed_form(
-        self, counts: Sequence[int], variant: str, without: NDArray[np.int64] | None = None
-    ) -> FloatArray:
-        """(thresholds,) kept blocks by the marked recursion."""
-        recursion = leader_marked if variant == "leader" else tree_marked
-        chance = self.chance(without)
-        # The recursion knows no exceedance at 1, where byte-equal blocks share all the same.
-        tau = np.minimum(self.tau, np.nextafter(1.0, 0.0))
-        return np.asarray(recursion(chance, counts, thresholds=tau, matches=False).total_kept)
-
-    def jackknife(self, counts: Sequence[int], variant: str) -> tuple[FloatArray, FloatArray]:
-        """Kept blocks, and their standard error from leaving groups of requests out of the law."""
-        groups = np.array_split(np.arange(self._requests), _GROUPS)
-        parts = np.stack([self.closed_form(counts, variant, group) for group in groups])
-        spread = np.sqrt((_GROUPS - 1) / _GROUPS * np.square(parts - parts.mean(axis=0)).sum(axis=0))
-        return self.closed_form(counts, variant), spread
-
-    def process(self, counts: Sequence[int], variant: str, runs: int, rng: np.random.Generator) -> FloatArray:
-        """(runs, thresholds) kept blocks of the simulated process."""
-        return np.stack(
-            [
-                simulate_marked(chance, counts, variant=variant, runs=runs, rng=rng).astype(np.float64)
-                for chance in self.chance()
-            ],
-            axis=1,
-        )
+def _run_split(
+    capture: Capture,
+    layer: int,
+    sample: list[int],
+    held: list[int],
+    rotary: Rotary | None,
+    tau: FloatArray,
+    variant: str,
+    process_runs: int,
+    seed: int,
+    split: int,
+    backend: str,
+) -> _Split:
+    k, v, full = blocks_of(capture.layer(layer, sample))
+    calibration = calibrate(k, v, full_blocks=full, rotary=rotary, seed=seed + split)
+    measured = capture.layer(layer, held)
+    counts = tuple(measured.table.full_blocks.tolist())
+    model = calibration.model
+    drawn = generate(model, len(counts), counts, seed=seed + split)
+    drawn = SyntheticLayer(drawn.k, drawn.v, drawn.full_blocks, measured.table.domains, drawn.identity)
+    law = MarkedLaw(generate(model, _LAW_REQUESTS, max(counts), seed=_other(seed + split)), tau)
+    rng = np.random.default_rng([seed, split])
+    return _Split(
+        kept={
+            1: law.closed_form(counts, variant),
+            2: law.process(counts, variant, process_runs, rng).mean(axis=0),
+            3: _fused(paged(drawn), tau, variant, backend),
+            4: _fused(measured, tau, variant, backend),
+        },
+        blocks=sum(counts),
+        calibration=calibration,
+        distances=_distances(split, drawn, *blocks_of(measured)),
+    )
 
 
 def _synthetic(
@@ -330,17 +329,26 @@ def _synthetic(
     runs: int,
     seed: int,
     backend: str,
+    jobs: int,
+    dask: str | None,
     progress: Progress | None,
 ) -> FloatArray:
     """(runs, thresholds) kept blocks of generated batches."""
+    # Every run draws other blocks from the same model.
+    tasks = [(model, counts, tau, variant, _other(seed) + 1 + run, backend) for run in range(runs)]
+    results = run_tasks(_run_batch, tasks, jobs=jobs, dask=dask, backend=backend)
     kept = []
     for run in range(runs):
         if progress:
             progress(f"synthetic batch {run + 1} of {runs}")
-        # Every run draws other blocks from the same model.
-        drawn = generate(model, len(counts), counts, seed=_other(seed) + 1 + run)
-        kept.append(_fused(paged(drawn), tau, variant, backend))
+        kept.append(next(results))
     return np.stack(kept)
+
+
+def _run_batch(
+    model: BlockModel, counts: tuple[int, ...], tau: FloatArray, variant: str, seed: int, backend: str
+) -> FloatArray:
+    return _fused(paged(generate(model, len(counts), counts, seed=seed)), tau, variant, backend)
 
 
 def _fused(layer: Any, tau: FloatArray, variant: str, backend: str) -> FloatArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,9 +80,16 @@ def absolute(path: Path, dask: str | None) -> Path:
 
 
 def _here(function: Callable[..., T], tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[T]:
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
+    if jobs == 1:
+        yield from starmap(function, tasks)
+        return
+    try:
+        from joblib import Parallel, delayed
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+    except ImportError as error:
+        raise RatedistError(
+            "several --jobs need joblib, which is not installed: pip install 'ratedist[models]'"
+        ) from error
     try:
         yield from Parallel(n_jobs=min(jobs, max(1, len(tasks))), return_as="generator")(
             delayed(function)(*task) for task in tasks

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Force, Json, Out, Seed, messages, print_json
+from ratedist.cli.options import Dask, Force, Jobs, Json, Out, Seed, messages, print_json
 from ratedist.cli.variadic import split_numbers
 from ratedist.errors import InputError
 
@@ -93,6 +94,8 @@ def curve(
             "--simulate", help="process: counts and scores; directions: random vectors (spherical law)."
         ),
     ] = "process",
+    jobs: Jobs = 1,
+    dask: Dask = None,
     seed: Seed = 0,
     derive: Annotated[
         bool, typer.Option("--derive", help="Derive the closed forms with sympy and print them as LaTeX.")
@@ -143,7 +146,7 @@ def curve(
         )
         for name in variants
     ]
-    simulated = _simulate(curves, runs, seed, simulate)
+    simulated = _simulate(curves, runs, seed, simulate, jobs, dask)
     record = curve_record(curves, simulated=simulated, layers=layers, fused_layers=fused_layers, seed=seed)
     if out is not None:
         _write(record, out, force)
@@ -255,18 +258,20 @@ def _check_layers(layers: int | None, fused_layers: int | None, block_scalars: i
 
 
 def _simulate(
-    curves: list[FusionCurve], runs: int, seed: int, method: str
+    curves: list[FusionCurve], runs: int, seed: int, method: str, jobs: int, dask: str | None
 ) -> list[list[dict[str, Any]]] | None:
     if runs == 0:
         return None
     from rich.progress import Progress
 
     from ratedist.fusion_curve import simulated_rows
+    from ratedist.validate.parallel import run_tasks
 
+    spread = partial(run_tasks, jobs=jobs, dask=dask)
     with Progress(console=messages(), transient=True) as progress:
         task = progress.add_task("simulating", total=sum(curve.thresholds.size for curve in curves))
         return [
-            simulated_rows(curve, runs, seed, lambda: progress.advance(task), method=method)
+            simulated_rows(curve, runs, seed, lambda: progress.advance(task), method=method, spread=spread)
             for curve in curves
         ]
 

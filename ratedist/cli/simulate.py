@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Force, Json, Out, Seed, claim_folder, messages, print_json
+from ratedist.cli.options import (
+    Dask,
+    Force,
+    Jobs,
+    Json,
+    Out,
+    Seed,
+    claim_folder,
+    messages,
+    print_json,
+)
 from ratedist.cli.variadic import split_numbers
 from ratedist.errors import InputError
 
@@ -87,6 +97,8 @@ def simulate(
         Path | None,
         typer.Option("--write-capture", help="Write the synthetic blocks to this folder, as a capture."),
     ] = None,
+    jobs: Jobs = 1,
+    dask: Dask = None,
     seed: Seed = 0,
     json: Json = False,
     out: Out = None,
@@ -127,13 +139,13 @@ def simulate(
         if capture is not None:
             record = _captured(
                 capture, layer, calibrate_on, requests, tau, variant, runs, process_runs, seed, backend,
-                write_capture, force, step,
+                jobs, dask, write_capture, force, step,
             )  # fmt: skip
         else:
             record = _named(
                 law, dim, mean, std, parameter, 16 if requests is None else requests,
                 24 if blocks is None else blocks, tau, variant, runs,
-                process_runs, seed, backend, write_capture, force, step,
+                process_runs, seed, backend, jobs, dask, write_capture, force, step,
             )  # fmt: skip
     if out is not None:
         _write(record, out, force)
@@ -184,7 +196,7 @@ def _named(
     law: str, dim: int | None, mean: float | None, std: float | None, parameter: list[str] | None, requests:
         int,
     blocks: int, tau: list[float], variant: str, runs: int, process_runs: int, seed: int, backend: str,
-    write_capture: Path | None, force: bool, step: Callable[[str], None],
+    jobs: int, dask: str | None, write_capture: Path | None, force: bool, step: Callable[[str], None],
 ) -> Record:  # fmt: skip
     from ratedist._arguments import whole_number
     from ratedist.sim.blocks import SyntheticLayer, generate
@@ -215,6 +227,8 @@ def _named(
         "process_runs": process_runs,
         "seed": seed,
         "backend": backend,
+        "jobs": jobs,
+        "dask": dask,
         "progress": step,
     }
     model = BlockModel.from_parameters(parameters, blocks, seed=seed)
@@ -251,8 +265,8 @@ def _named(
 def _captured(
     folder: Path, layer: int | None, calibrate_on: int | None, requests: int | None, tau: list[float],
         variant: str,
-    runs: int, process_runs: int, seed: int, backend: str, write_capture: Path | None, force: bool,
-    step: Callable[[str], None],
+    runs: int, process_runs: int, seed: int, backend: str, jobs: int, dask: str | None,
+    write_capture: Path | None, force: bool, step: Callable[[str], None],
 ) -> Record:  # fmt: skip
     from ratedist.sim.blocks import SyntheticLayer, generate
     from ratedist.validate.captures.store import Capture
@@ -275,6 +289,8 @@ def _captured(
         requests=requests,
         calibrate_on=calibrate_on,
         backend=backend,
+        jobs=jobs,
+        dask=dask,
         progress=step,
     )
     record = ladder.record

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Force, Json, print_json
+from ratedist.cli.options import Dask, Force, Jobs, Json, print_json
 from ratedist.cli.variadic import split_numbers
 from ratedist.errors import InputError
 
@@ -61,7 +61,8 @@ def transfer(
     predictor: Annotated[
         list[str] | None, typer.Option("--predictor", help="Predictors by name. [default: all]")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", help="Layers at a time, each in its own process.")] = 1,
+    jobs: Jobs = 1,
+    dask: Dask = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -92,7 +93,7 @@ def transfer(
     load_figures()
     captures = [Capture.open(folder) for folder in capture or ()]
     with time_left("transferring") as progress:
-        record = run_transfer(captures, plan, out, jobs=jobs, force=force, progress=progress)
+        record = run_transfer(captures, plan, out, jobs=jobs, dask=dask, force=force, progress=progress)
     picture = _write(record, out)
     if json:
         print_json(asdict(record))

@@ -56,6 +56,12 @@ def test_a_grid_of_several_variants() -> None:
     ]
 
 
+def test_simulations_are_the_same_in_several_processes() -> None:
+    small = ("--law", "spherical", "--dim", "8", "--requests", "8", "--blocks", "4", "--runs", "5")
+    drawn = (*small, "--variant", "leader", "tree", "--thresholds", "0.5", "0.7")
+    assert rows(*drawn, "--jobs", "2") == rows(*drawn)
+
+
 def test_table() -> None:
     result = run(
         *SPHERE, "--thresholds", "0.4", "--block-scalars", "16384", "--layers", "32", "--fused-layers", "28"

@@ -104,6 +104,8 @@ def test_capture_of_another_model_is_refused(
         (("--workload", "templates", "--variant", "forest"), "must be one of leader, tree"),
         (("--workload", "templates", "--continue", "0"), "at least 1 token"),
         (("--workload", "templates", "--layers", "9"), "0-2"),
+        (("--workload", "templates", "--layers", "1", "--jobs", "0"), "jobs = 0: must be at least 1"),
+        (("--workload", "templates", "--layers", "1", "--dask", "no such"), "no Dask scheduler answers"),
         (("--workload", "templates", "--requests", "3"), "name the layers to fuse"),
     ],
 )

@@ -22,11 +22,14 @@ from ratedist.errors import InputError, RatedistError
 from ratedist.suite_record import SuiteRecord
 from ratedist.validate import cluster as cluster_module
 from ratedist.validate.compare import Plan, compare
+from ratedist.validate.ladder import captured_ladder
 from ratedist.validate.parallel import run_tasks
 from ratedist.validate.suite.folder import CELLS, SuiteFolder
 from ratedist.validate.suite.run import fingerprint, plan_work, run_cells, suite_settings
 from ratedist.validate.suite.summary import make_record
 from ratedist.validate.suite.tasks import Suite, Task
+from ratedist.validate.transfer.run import TransferPlan, run_transfer
+from ratedist.validate.transfer.thresholds import Goal
 
 PLACE = "__import__('time').sleep({}) or __import__('threading').current_thread().name"
 """Evaluated as a task: takes a while, and gives the name of the thread that it ran in."""
@@ -106,26 +109,71 @@ def test_a_cluster_gives_the_record_of_this_machine(
     run_suite(captures, Path("there"), dask=f"tcp://127.0.0.1:{free_port()}")
 
 
+def test_a_transfer_on_a_cluster_is_that_of_this_machine(
+    address: str, make_capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captures that are parts of others, by relative paths; cells and thresholds alike."""
+    captures = [make_capture("one", lengths=(64,) * 9), make_capture("two", lengths=(64,) * 9, seed=3)]
+    monkeypatch.chdir(tmp_path)
+    for capture in captures:
+        capture.folder = capture.folder.relative_to(tmp_path)
+    plan = TransferPlan(
+        calibrate=4,
+        measure=4,
+        layers=1,
+        seeds=(0,),
+        goals=(Goal("k_error", 0.3),),
+        thresholds=(0.7,),
+        predictors=("gaussian", "position-marked"),
+    )
+    here = run_transfer(captures, plan, Path("here"))
+    there = run_transfer(captures, plan, Path("there"), dask=address)
+    assert there.rows == here.rows
+    assert there.summary == here.summary
+    # What is finished needs no cluster.
+    run_transfer(captures, plan, Path("there"), dask=f"tcp://127.0.0.1:{free_port()}")
+
+
+def test_a_ladder_on_a_cluster_is_that_of_this_machine(address: str, make_capture) -> None:
+    capture = make_capture(lengths=(48,) * 8)
+    settings = {"thresholds": [0.5, 0.7], "variant": "leader", "splits": 2, "process_runs": 20, "seed": 1}
+    here = captured_ladder(capture, 2, **settings).record
+    there = captured_ladder(capture, 2, **settings, dask=address).record
+    assert here.rows == there.rows
+    assert here.summary == there.summary
+
+
 def test_the_command_line_hands_the_address_on(
     address: str, make_capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, impatient: None
 ) -> None:
     folder = str(make_capture(lengths=(64,) * 10).folder)
+    other = str(make_capture("other", lengths=(64,) * 10).folder)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ratedist", "validate", "--capture", folder, *arguments])
+        monkeypatch.setattr(sys, "argv", ["ratedist", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out, printed.err
 
-    shown = ("--threshold", "0.7", "--layers", "2", "--json")
+    validate = ("validate", "--capture", folder)
+    shown = (*validate, "--threshold", "0.7", "--layers", "2", "--json")
     here, there = run(*shown), run(*shown, "--dask", address)
     assert (here[0], there[0]) == (0, 0), there[2]
     assert json.loads(here[1])["rows"] == json.loads(there[1])["rows"]
     nowhere = f"tcp://127.0.0.1:{free_port()}"
     suite = tmp_path / "mine.json"
     suite.write_text(json.dumps({"tasks": [{"workloads": "all", "splits": [[3, 4]], "layers": 2}]}))
-    for arguments in (("--threshold", "0.7"), ("--suite", str(suite), "--out", str(tmp_path / "out"))):
+    sizes = ("--calibrate", "4", "--measure", "4", "--layers", "1")
+    law = ("--law", "gaussian", "--mean", "0.5", "--std", "0.1", "--thresholds", "0.6")
+    for arguments in (
+        (*validate, "--threshold", "0.7"),
+        (*validate, "--suite", str(suite), "--out", str(tmp_path / "out")),
+        ("transfer", "--capture", folder, other, *sizes, "--out", str(tmp_path / "transfer")),
+        ("simulate", "--capture", folder, "--layer", "2", "--runs", "2"),
+        ("simulate", *law, "--runs", "2"),
+        ("curve", *law, "--runs", "2"),
+    ):
         code, _, err = run(*arguments, "--dask", nowhere)
         assert code == 2
         assert f"dask = '{nowhere}': no Dask scheduler answers there" in err
@@ -136,6 +184,11 @@ def test_tasks_run_on_the_workers_and_keep_their_order(address: str) -> None:
     assert os.getpid() not in pids
     slow_first = [(f"__import__('time').sleep({0.4 if n == 0 else 0}) or {n}",) for n in range(5)]
     assert list(run_tasks(eval, slow_first, dask=address)) == list(range(5))
+
+
+def test_a_task_that_ends_its_process_is_named() -> None:
+    with pytest.raises(RatedistError, match=r"a task ended its process .*; pass a smaller --jobs"):
+        list(run_tasks(eval, [("__import__('os')._exit(3)",)] * 2, jobs=2))
 
 
 def test_what_a_task_raises_is_raised_here(address: str) -> None:

@@ -64,6 +64,10 @@ class Capture:
                 self._number[request] = number
                 start += manifest.lengths[request]
 
+    def resolved(self) -> Capture:
+        """The same capture at its absolute path, as processes need it that run in other folders."""
+        return Capture(self.folder.resolve(), self.manifest)
+
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = True) -> Capture:
         """Open and verify a capture.

@@ -37,6 +37,7 @@ __all__ = [
     "capture_suite",
     "fingerprint",
     "plan_work",
+    "read_by",
     "run_cells",
     "suite_settings",
 ]
@@ -79,6 +80,11 @@ class LayerWork:
         workload = self.capture.manifest.workload
         sizes = sorted({(size.mode, size.m) for size in self.sizes})
         return [CellKey(workload, self.layer, m, mode=mode) for mode, m in sizes]
+
+    def resolved(self) -> LayerWork:
+        """The same on captures at absolute paths."""
+        sources = {name: capture.resolved() for name, capture in self.sources.items()}
+        return replace(self, capture=self.capture.resolved(), sources=sources)
 
     @property
     def cost(self) -> float:
@@ -225,16 +231,14 @@ def run_cells(
     if progress is not None:
         progress(done / whole, "cells of an earlier run")
     if dask is not None:
-        left = [(_at_absolute_paths(item, dask), missing) for item, missing in left]
-    captures = {item.capture.folder for item, _ in left}
-    captures |= {capture.folder for item, _ in left for capture in item.sources.values()}
+        left = [(item.resolved(), missing) for item, missing in left]
     results = run_tasks(
         _run_layer,
         [(suite, item, missing, folder) for item, missing in left],
         jobs=jobs,
         # Nothing is left to do in a suite that is run again, which needs no cluster then.
         dask=dask if left else None,
-        files=[folder.path / SETTINGS, *(path / MANIFEST for path in sorted(captures))],
+        files=read_by([item for item, _ in left], folder),
     )
     for (item, _), _ in zip(left, results, strict=True):
         done += item.cost
@@ -242,12 +246,10 @@ def run_cells(
             progress(min(1.0, done / whole), f"{item.capture.manifest.workload}, layer {item.layer}")
 
 
-def _at_absolute_paths(item: LayerWork, dask: str) -> LayerWork:
-    def there(capture: Capture) -> Capture:
-        return Capture(absolute(capture.folder, dask), capture.manifest)
-
-    sources = {name: there(capture) for name, capture in item.sources.items()}
-    return replace(item, capture=there(item.capture), sources=sources)
+def read_by(work: Sequence[LayerWork], folder: SuiteFolder) -> list[Path]:
+    """Files that name all that the cells of some layers depend on."""
+    captures = {capture.folder for item in work for capture in (item.capture, *item.sources.values())}
+    return [folder.path / SETTINGS, *(path / MANIFEST for path in sorted(captures))]
 
 
 def _run_layer(suite: Suite, item: LayerWork, missing: Sequence[CellKey], folder: SuiteFolder) -> None:

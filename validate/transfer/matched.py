@@ -49,6 +49,10 @@ class MatchedCapture(Capture):
             files=tuple(BatchFile(f.name, kept, f.size, f.sha256) for f, kept in first if kept),
         )
 
+    def resolved(self) -> MatchedCapture:
+        """As ``Capture.resolved``."""
+        return MatchedCapture(self.source.resolved(), self.manifest.requests, self.chosen)
+
     @property
     def model(self) -> str:
         """Name of the model."""

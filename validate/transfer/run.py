@@ -13,12 +13,12 @@ from ratedist.predictors import PREDICTORS
 from ratedist.records import Record, provenance
 from ratedist.validate.captures.store import Capture
 from ratedist.validate.compare import THRESHOLDS
-from ratedist.validate.parallel import run_tasks
+from ratedist.validate.parallel import absolute, run_tasks
 from ratedist.validate.suite.folder import SuiteFolder
 from ratedist.validate.suite.noise_cell import REORDERED
 from ratedist.validate.suite.protocol import CHOICE_SPLITS
 from ratedist.validate.suite.rows import choose, collect
-from ratedist.validate.suite.run import LayerWork, fingerprint, run_cells
+from ratedist.validate.suite.run import LayerWork, fingerprint, read_by, run_cells
 from ratedist.validate.suite.scored_layer import ScoredLayer
 from ratedist.validate.suite.splits import check_size
 from ratedist.validate.suite.tasks import ALL, CellSize, Suite, Task
@@ -91,6 +91,7 @@ def run_transfer(
     out: Path,
     *,
     jobs: int = 1,
+    dask: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     command: list[str] | None = None,
@@ -101,7 +102,9 @@ def run_transfer(
         captures: at least two, see ``ratedist.validate.transfer.matched.match_captures``.
         plan: what is calibrated and asked.
         out: folder of the finished cells; the same call goes on where another stopped.
-        jobs: layers at a time, each in a process of its own where more than one.
+        jobs: layers at a time, each in a process of its own where more than one; the record is the same.
+        dask: address of a Dask scheduler whose workers take the layers instead and write into the folder, see
+            ``ratedist.validate.parallel.run_tasks``; the record is the same.
         force: begin again where the folder holds cells of other settings.
         progress: called after every layer.
         command: what the record names as the command that made it; this process's own where None.
@@ -110,8 +113,9 @@ def run_transfer(
         A record of schema ``SCHEMA``: rows as ``ratedist.validate.transfer.rows`` makes them, and the
         summary of ``ratedist.validate.transfer.summary``.
 
-    Raises InputError for captures that cannot be matched or have too few requests, and for a folder that
-    holds anything else.
+    Raises InputError for captures that cannot be matched or have too few requests, for a folder that holds
+    anything else, for ``jobs`` below 1, and for a cluster that does not answer or would not give the same
+    record.
     """
     matched = match_captures(captures, plan.layers)
     suite = plan.suite()
@@ -140,8 +144,8 @@ def run_transfer(
         if progress is not None:
             progress((1 - share) * done, name)
 
-    run_cells(suite, work, folder, jobs=jobs, progress=report)
-    _run_curves(suite, work, plan, folder, jobs)
+    run_cells(suite, work, folder, jobs=jobs, dask=dask, progress=report)
+    _run_curves(suite, work, plan, folder, jobs, dask)
     if progress is not None:
         progress(1.0, "thresholds")
     choice = choose(suite, work, folder)
@@ -180,14 +184,21 @@ def _work(matched: Sequence[MatchedCapture], plan: TransferPlan) -> list[LayerWo
 
 
 def _run_curves(
-    suite: Suite, work: Sequence[LayerWork], plan: TransferPlan, folder: SuiteFolder, jobs: int
+    suite: Suite,
+    work: Sequence[LayerWork],
+    plan: TransferPlan,
+    folder: SuiteFolder,
+    jobs: int,
+    dask: str | None,
 ) -> None:
+    folder = SuiteFolder(absolute(folder.path, dask))
     left = [
-        (suite, item, missing, folder)
+        (suite, item if dask is None else item.resolved(), missing, folder)
         for item in work
         if (missing := [key for key in _curve_keys(item, plan) if not folder.has(key)])
     ]
-    for _ in run_tasks(_curves_of_layer, left, jobs=jobs):
+    files = read_by([item for _, item, *_ in left], folder)
+    for _ in run_tasks(_curves_of_layer, left, jobs=jobs, dask=dask if left else None, files=files):
         pass
 
 
