@@ -10,7 +10,8 @@ uncertain:
 
     a_w → μ + (a_w - μ) · τ²/(τ² + s_w²),
 
-s_w² by the jackknife over requests, τ² as Paule and Mandel (1982) find it. Where nothing was measured of a
+s_w² by the jackknife over requests, averaged over workloads (few requests with little KL look surer than they
+are, and would pull all others down), τ² as Paule and Mandel (1982) find it. Where nothing was measured of a
 workload, μ stands for it.
 """
 
@@ -115,6 +116,7 @@ def fit_pooled_kl_link(
     own = np.array([_constants(e, d, exponent).mean() for e, d in pairs])
     within = np.array([_jackknife(e, d, exponent) for e, d in pairs])
     sure = np.isfinite(within)
+    within[sure] = within[sure].mean() if sure.any() else 0.0
     tau2, mean = between_variance(own[sure], within[sure]) if sure.any() else (0.0, float(own.mean()))
     trust = np.divide(tau2, tau2 + within, out=np.ones_like(within), where=tau2 + within > 0)
     pulled = mean + (own - mean) * trust

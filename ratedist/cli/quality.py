@@ -247,7 +247,7 @@ def _print(record: Record) -> None:
         console.print(table)
     links = [e for e in record.summary if e["kind"] == "link" and e["workload"] == "all"]
     for entry in links:
-        if entry.get("chosen") and entry["within"] is not None:
+        if entry.get("chosen") and entry["within"] is not None and entry["protocol"] != "itself":
             console.print(
                 f"KL by a law {_OF[entry['law']]} from the errors of {', '.join(entry['errors'])}, on "
                 f"held-out {entry['protocol']}: "

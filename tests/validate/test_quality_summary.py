@@ -173,7 +173,7 @@ def test_law_in_the_error_that_matters_is_chosen_and_holds() -> None:
     entries = evaluate_links(rows)
     (chosen,) = [e for e in entries if e["protocol"] == "requests" and e["workload"] == ALL and e["chosen"]]
     assert "attention" in chosen["errors"]
-    for protocol in ("requests", "workloads"):
+    for protocol in ("requests", "workloads", "itself"):
         for law in ("own", "pooled"):
             about = {"protocol": protocol, "workload": ALL, "law": law}
             found = entry(entries, "link", errors=["attention"], **about)
@@ -208,6 +208,9 @@ def test_pooling_helps_where_requests_differ_and_workloads_do_not() -> None:
     own, pooled = (entry(entries, "link", law=law, **about) for law in ("own", "pooled"))
     floor = entry(entries, "link", protocol="floor", workload=ALL)
     assert pooled["within"] > max(own["within"], floor["within"]) + 0.05
+    itself = about | {"protocol": "itself"}
+    assert entry(entries, "link", law="own", **itself)["within"] == 1
+    assert entry(entries, "link", law="pooled", **itself)["within"] > pooled["within"]
     assert pooled["chosen"]
     assert pooled["cells"] == own["cells"] == floor["cells"]
 
@@ -225,7 +228,7 @@ def test_what_cannot_be_judged_says_why() -> None:
     assert "usable cells" in found["reason"]
     alone = entry(entries, "link", protocol="workloads", workload="first", errors=["v"], law="own")
     assert "too few requests or workloads" in alone["reason"]
-    assert len([e for e in entries if e["workload"] == ALL]) == 1 + 2 * len(LAWS)
+    assert len([e for e in entries if e["workload"] == ALL]) == 1 + 3 * len(LAWS)
     assert len(LAWS) == len(FORMS) + 3
 
 
