@@ -48,7 +48,7 @@ def plan(
         typer.Option(
             "--requests",
             help="Calibration requests.",
-            show_default="16; of a capture up to 16, half with --check",
+            show_default="16; of a capture up to 16, half with --check or --drift-to",
         ),
     ] = None,
     tokens: Annotated[
@@ -61,6 +61,14 @@ def plan(
     max_kl: Annotated[
         float | None,
         typer.Option("--max-kl", help="Goal: at most this mean next-token divergence, in nats."),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            "--max-error",
+            help="Goal: at most this relative error of attention outputs, root mean square over requests and "
+            "planned layers.",
+        ),
     ] = None,
     min_saving: Annotated[
         float | None,
@@ -81,6 +89,14 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Fuse as many further requests for real, and compare.")
     ] = False,
+    drift_to: Annotated[
+        str | None,
+        typer.Option(
+            "--drift-to",
+            help="Other traffic (a workload, a JSONL file or a capture): fuse further requests of which 0, a "
+            "quarter, half and all are of it, and say from which share on the goal is missed.",
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     seed: Seed = 0,
@@ -92,8 +108,9 @@ def plan(
 
     Settings are tried layer by layer on calibration requests (of a workload, a file, or a capture's, run
     through the model again) and chosen where a byte saved costs the same in every layer (reverse
-    water-filling); the total is then measured. With --check, other requests are fused with the plan. --out
-    writes the plan as JSON, for ratedist generate --plan, ratedist validate --plan and FusedCache.
+    water-filling); the total is then measured. With --check, other requests are fused with the plan; with
+    --drift-to, mixtures of them with other traffic. --out writes the plan as JSON, for ratedist generate
+    --plan, ratedist validate --plan and FusedCache.
 
     Example: `ratedist plan --workload templates --max-kl 0.02 --check --out plan.json`
 
@@ -101,19 +118,23 @@ def plan(
     """
     from ratedist.validate.models import load_model
     from ratedist.validate.planning.check import check_plan
+    from ratedist.validate.planning.drift import drift_of
     from ratedist.validate.planning.make import GOALS, make_plan
     from ratedist.validate.planning.plan_file import write_plan
-    from ratedist.validate.planning.requests import draw_requests
+    from ratedist.validate.planning.requests import draw_elsewhere, draw_requests
     from ratedist.validate.quality.continuation import QualitySession
+    from ratedist.validate.workloads.prompts import PromptSet
 
     given = {
         name: value
-        for name, value in zip(GOALS, (max_kl, min_saving, slope), strict=True)
+        for name, value in zip(GOALS, (max_kl, max_error, min_saving, slope), strict=True)
         if value is not None
     }
     if len(given) != 1:
         raise InputError(
-            "goal", ", ".join(given) or None, "give exactly one of --max-kl, --min-saving, --slope"
+            "goal",
+            ", ".join(given) or None,
+            "give exactly one of --max-kl, --max-error, --min-saving, --slope",
         )
     if out is not None and out.exists() and not force:
         raise InputError("out", str(out), "exists already; choose another path or pass --force")
@@ -140,12 +161,21 @@ def plan(
         requests=requests,
         tokens=tokens,
         continuation=continuation,
-        held_out=check,
+        held_out=check or drift_to is not None,
         seed=seed,
     )
+    elsewhere = (
+        None
+        if drift_to is None
+        else draw_elsewhere(loaded, drift_to, drawn.calibration, continuation=continuation, seed=seed)
+    )
+
+    def open_session(prompts: PromptSet) -> QualitySession:
+        return QualitySession(loaded, prompts, continuation=continuation)
+
     console = messages()
     with console.status("prefilling") as status:
-        session = QualitySession(loaded, drawn.calibration, continuation=continuation)
+        session = open_session(drawn.calibration)
         found = make_plan(
             session,
             goal,
@@ -157,8 +187,20 @@ def plan(
         del session
         checked = None
         if drawn.held_out is not None:
-            status.update("checking on other requests")
-            checked = check_plan(found, QualitySession(loaded, drawn.held_out, continuation=continuation))
+            status.update("measuring on other requests")
+            others = open_session(drawn.held_out)
+            if check:
+                checked = check_plan(found, others)
+            if elsewhere is not None:
+                drift = drift_of(
+                    found,
+                    others,
+                    elsewhere,
+                    open_session,
+                    seed=seed,
+                    progress=lambda what, share: status.update(what),
+                )
+                found = found.with_drift(drift)
     if out is not None:
         write_plan(found, out, force=force)
     if json:
@@ -184,6 +226,9 @@ def _result(
         "kl_predicted": predicted["kl"],
         "kl_low": predicted["kl_low"],
         "kl_high": predicted["kl_high"],
+        "error_predicted": predicted["error"],
+        "error_low": predicted["error_low"],
+        "error_high": predicted["error_high"],
         "uniform": predicted["uniform"],
         "sensitivity": predicted["sensitivity"],
         **(checked or {}),

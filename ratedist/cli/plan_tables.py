@@ -26,6 +26,27 @@ def print_plan(plan: CachePlan, checked: Mapping[str, Any] | None, *, title: str
     output.print(_table(plan, title))
     for line in [*_predicted(plan), *_sensitivity(plan.predicted["sensitivity"]), *_checked(checked)]:
         output.print(line)
+    drift = plan.predicted["sensitivity"].get("drift")
+    if drift is not None:
+        output.print(_drift_table(drift))
+        output.print(drift["words"])
+
+
+def _drift_table(drift: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"other requests, part of them {drift['to']}")
+    for heading in ("part", "compression", "saved", "divergence", "relative error"):
+        table.add_column(heading, justify="right")
+    for point in drift["points"]:
+        table.add_row(
+            f"{point['share']:.0%}",
+            f"{point['compression']:.2f}x",
+            f"{point['saving']:.1%}",
+            f"{point['kl']:.4f}",
+            f"{point['error']:.4f}",
+        )
+    return table
 
 
 def _table(plan: CachePlan, title: str) -> Any:
@@ -62,11 +83,13 @@ def _predicted(plan: CachePlan) -> list[str]:
     lines = [
         f"predicted: {predicted['compression']:.2f}x of the whole cache at a divergence of "
         f"{predicted['kl']:.4f} nats, for other requests {predicted['kl_low']:.4f} to "
-        f"{predicted['kl_high']:.4f}"
+        f"{predicted['kl_high']:.4f}",
+        f"relative error of attention outputs: {predicted['error']:.4f}, for other requests "
+        f"{predicted['error_low']:.4f} to {predicted['error_high']:.4f}",
     ]
     uniform = predicted["uniform"]
     if uniform is None:
-        lines.append("no single setting for all layers keeps this divergence")
+        lines.append("no single setting for all layers keeps it")
     else:
         from ratedist.validate.quality.methods import Method
 
@@ -113,7 +136,7 @@ def _checked(checked: Mapping[str, Any] | None) -> list[str]:
         return []
     lines = [
         f"measured on other requests: {checked['compression_measured']:.2f}x at a divergence of "
-        f"{checked['kl_measured']:.4f}"
+        f"{checked['kl_measured']:.4f}, relative error {checked['error_measured']:.4f}"
     ]
     if checked["uniform_kl_measured"] is not None:
         lines.append(

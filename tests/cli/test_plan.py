@@ -58,7 +58,7 @@ def test_what_is_printed_is_what_is_written(command: Command, model: Path, tmp_p
     assert code == 0, err
     result, plan = json.loads(printed), read_plan(out)
     assert result["goal"] == plan.goal == {"max_kl": 0.02}
-    for name in ("compression", "kl"):
+    for name in ("compression", "kl", "error"):
         assert result[f"{name}_predicted"] == plan.predicted[name]
         assert result[f"{name}_measured"] >= 0
     assert result["sensitivity"] == plan.predicted["sensitivity"]
@@ -87,6 +87,22 @@ def test_a_captures_requests_are_planned_and_others_checked(
     code, from_workload, err = command(*REACHED[:6], *given)
     assert code == 0, err
     assert json.loads(from_capture) == json.loads(from_workload)
+    code, printed, err = command("--capture", folder, *given, "--drift-to", "edited")
+    assert code == 0, err
+    drift = json.loads(printed)["sensitivity"]["drift"]
+    assert (drift["to"], drift["requests"]) == ("edited", 2)
+    assert [point["share"] for point in drift["points"]] == [0, 0.5, 1]
+    at_home = json.loads(from_capture)
+    assert drift["points"][0]["kl"] == at_home["kl_measured"]
+    assert drift["points"][0]["compression"] == pytest.approx(at_home["compression_measured"])
+    assert drift["promise"] == {"of": "kl", "limit": pytest.approx(1.5 * 0.05)}
+    code, printed, err = command(*REACHED, "--model", model, "--max-error", 0.5, "--drift-to", folder)
+    assert code == 0, err
+    assert "other requests, part of them templates" in printed
+    assert "With requests from templates, a relative error of at most 0.75 is kept" in printed
+    code, _, err = command(*REACHED, "--model", model, "--max-error", 0.5, "--drift-to", "nonsense")
+    assert code == 2
+    assert "workload = 'nonsense': must be one of unrelated" in err
     code, _, err = command("--capture", folder, "--workload", "templates", *given)
     assert code == 2
     assert "workload = '--workload, --capture': give exactly one of --workload, --prompts, --capture" in err
@@ -95,7 +111,7 @@ def test_a_captures_requests_are_planned_and_others_checked(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "goal = None: give exactly one of --max-kl, --min-saving, --slope"),
+        ((), "goal = None: give exactly one of --max-kl, --max-error, --min-saving"),
         (("--max-kl", 0.02, "--min-saving", 0.3), "goal = 'max_kl, min_saving': give exactly one of"),
         (("--max-kl", 0.02, "--requests", 1), "requests = 1: needs at least two calibration requests"),
         (("--max-kl", 0.02, "--bits", 9), "bits = 9: must be 16, or 1 to 8"),

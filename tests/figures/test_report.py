@@ -74,7 +74,7 @@ def validation(tmp_path: Path) -> Path:
         for workload in ("lossy", "good", "all")
         for predictor, error in (("gaussian", 0.5), ("position-marked", 0.05))
     ]
-    return write(tmp_path / "validation.json", "ratedist-validation-1", rows, summary)
+    return write(tmp_path / "validation.json", "ratedist/validation/1", rows, summary)
 
 
 @pytest.fixture
@@ -210,6 +210,7 @@ def test_other_kinds(tmp_path: Path) -> None:
     assert "fusion gains, 1.40 times" in answer[1]
     plan = tmp_path / "plan.json"
     setting = {"sharing": "fusion", "criterion": "keys", "threshold": 0.8, "bits": 0}
+    setting |= {"variant": "leader", "scale": "own-norm"}
     predicted = {"compression": 1.7, "kl": 0.019, "kl_low": 0.01, "kl_high": 0.03, "uniform": None}
     plan.write_text(
         json.dumps(
@@ -225,7 +226,7 @@ def test_other_kinds(tmp_path: Path) -> None:
     )
     section = read_section(plan)
     assert "1.70 times smaller at a divergence of 0.0190 nats" in section.answer[0]
-    assert section.tables[0].rows == ((2, "fusion", "keys", 0.8, 16),)
+    assert section.tables[0].rows == ((2, "fusion", "leader", "keys", "own-norm", "bff", 0.8, 16),)
 
 
 def test_kernels_that_fall_short_are_counted(tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_plans_that_were_checked(tmp_path: Path) -> None:
 
 
 def test_transfer_says_its_words(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.json", "ratedist-transfer-1", [], [{"kind": "threshold", "cells": 3}])
+    path = write(tmp_path / "t.json", "ratedist/transfer/1", [], [{"kind": "threshold", "cells": 3}])
     data = json.loads(path.read_text())
     data["provenance"] = {**data["provenance"], "words": ["Nothing transfers."]}
     path.write_text(json.dumps(data))

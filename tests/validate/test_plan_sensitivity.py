@@ -30,7 +30,7 @@ class Law:
     def __call__(self, methods: dict[int, Method]) -> Measured:
         slack = sum(1 - method.threshold for method in methods.values() if method.sharing == "fusion")
         kl = np.zeros(3) if self.harmless else math.exp(10 * slack) * np.array([1.0, 2.0, 5.0])
-        return Measured(kl, 1 / (1 - 0.1 - slack))
+        return Measured(kl, 1 / (1 - 0.1 - slack), np.zeros(3))
 
 
 def test_thresholds_are_moved_and_measured() -> None:

@@ -16,7 +16,7 @@ from tiny_models import save_tiny_model
 from ratedist.errors import InputError, RatedistError
 from ratedist.validate.models import LoadedModel, load_model
 from ratedist.validate.planning.check import check_plan
-from ratedist.validate.planning.make import Planner, foreseen_kl, make_plan, mean_with_band
+from ratedist.validate.planning.make import Planner, foreseen, foreseen_kl, make_plan, mean_with_band
 from ratedist.validate.planning.measurements import Measurements
 from ratedist.validate.planning.plan_file import CachePlan, read_plan, write_plan
 from ratedist.validate.planning.trials import default_settings
@@ -150,6 +150,44 @@ def test_a_single_request_has_no_band(loaded: LoadedModel) -> None:
     assert make_plan(alone, "max_kl", 0.02, settings=SETTINGS[:1], tolerance=None).predicted["kl"] <= 0.02
 
 
+@pytest.mark.parametrize("limit", [1e-3, 0.05, 0.3])
+def test_the_plan_keeps_its_relative_error(loaded: LoadedModel, limit: float) -> None:
+    """Root mean square over requests and layers, foreseen with moved thresholds; no layer is weighed."""
+    session = make_session(loaded)
+    planner = Planner(session, settings=SETTINGS)
+    plan = planner.plan("max_error", limit)
+    assert "weight" not in vars(planner)
+    error2 = session.measure(plan.settings).attention_error2
+    assert plan.predicted["error_here"] == pytest.approx(math.sqrt(error2.mean()))
+    shifted2 = foreseen(planner.measurements, plan.settings, "error2")
+    assert plan.predicted["error"] == pytest.approx(math.sqrt(shifted2.mean()))
+    assert plan.predicted["error"] <= limit
+    assert plan.predicted["error_low"] <= plan.predicted["error"] <= plan.predicted["error_high"]
+    assert plan.predicted["error_high"] <= 1.5 * limit
+    assert plan.goal == {"max_error": limit}
+    by_mean = planner.plan("max_error", limit, tolerance=None)
+    assert by_mean.predicted["error_here"] <= limit
+    assert by_mean.predicted["saving"] >= plan.predicted["saving"] - 1e-12
+    uniform = plan.predicted["uniform"]
+    again = session.measure(dict.fromkeys((0, 1, 2), Method(**uniform["setting"])))
+    assert uniform["error"] == pytest.approx(math.sqrt(again.attention_error2.mean()))
+    assert uniform["error"] <= limit
+
+
+def test_more_error_saves_more_and_too_little_is_refused(session: QualitySession) -> None:
+    planner = Planner(session, settings=SETTINGS)
+    saved = [planner.plan("max_error", limit).predicted["saving"] for limit in (1e-3, 0.1, 0.5)]
+    assert saved == sorted(saved)
+    assert saved[0] < saved[-1]
+    lossy = Planner(session, settings=[Method("fusion", threshold=-1.0)])
+    with pytest.raises(
+        InputError, match=r"max_error = 0.001: is out of reach: the least that these"
+    ) as found:
+        lossy.plan("max_error", 0.001, tolerance=None)
+    least = float(str(found.value).split()[-1])
+    assert lossy.plan("max_error", 1.01 * least, tolerance=None).predicted["error_here"] <= 1.01 * least
+
+
 def test_settings_are_needed(session: QualitySession) -> None:
     with pytest.raises(InputError, match=r"settings = \[\]: name at least one"):
         Planner(session, settings=[])
@@ -163,6 +201,7 @@ def test_checking_measures_plan_and_uniform_on_other_requests(
     checked = check_plan(plan, other)
     quality = other.measure(plan.settings)
     assert checked["kl_measured"] == pytest.approx(quality.kl.mean())
+    assert checked["error_measured"] == pytest.approx(math.sqrt(quality.attention_error2.mean()))
     assert checked["compression_measured"] == pytest.approx(quality.compression)
     within = plan.predicted["kl_low"] <= quality.kl.mean() <= plan.predicted["kl_high"]
     assert checked["kl_within_band"] == within
@@ -282,6 +321,7 @@ def test_bad_files_are_named(tmp_path: Path, loaded: LoadedModel) -> None:
         ("max_ppl", 1.0, "goal = 'max_ppl': must be one of max_kl"),
         ("max_kl", 0.0, "max_kl = 0.0: must be positive"),
         ("max_kl", math.nan, "max_kl = nan"),
+        ("max_error", -1.0, "max_error = -1.0: must be positive"),
         ("min_saving", 1.0, "a share below 1"),
     ],
 )

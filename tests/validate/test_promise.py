@@ -135,7 +135,7 @@ class Law:
     def uniform(self, method: Method) -> Measured:
         threshold = 1.0 if method.sharing == "exact" else method.threshold
         self.asked.append(threshold)
-        return Measured(np.array([(1 - threshold) ** 2]), 1 / threshold)
+        return Measured(np.array([(1 - threshold) ** 2]), 1 / threshold, np.zeros(1))
 
 
 def test_single_settings_are_walked_and_refined_where_the_limit_falls() -> None:
@@ -334,7 +334,8 @@ def test_the_command_writes_record_and_picture(
 
 
 def test_bd_rate_of_plans_that_take_a_tenth_less() -> None:
-    uniform = [Measured(np.array([kl]), 1 / share) for kl, share in ((0.01, 0.9), (0.02, 0.8), (0.05, 0.6))]
+    points = ((0.01, 0.9), (0.02, 0.8), (0.05, 0.6))
+    uniform = [Measured(np.array([kl]), 1 / share, np.zeros(1)) for kl, share in points]
     plans = [{"kl": found.mean_kl, "saving": 1 - 0.9 * (1 - found.saving)} for found in uniform]
     found = promise._bd_rate(uniform, plans)
     assert found["percent"] == pytest.approx(-10.0)

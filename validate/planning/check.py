@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ratedist.validate.planning.plan_file import CachePlan
 from ratedist.validate.quality.continuation import QualitySession
 from ratedist.validate.quality.methods import Method
@@ -19,8 +21,10 @@ def check_plan(plan: CachePlan, session: QualitySession) -> dict[str, Any]:
         session: held-out requests.
 
     Returns:
-        ``compression_measured, kl_measured, kl_within_band`` of the plan, and ``uniform_compression_measured,
-        uniform_kl_measured`` of the best single setting that the plan names (None where it names none).
+        ``compression_measured, kl_measured, kl_within_band, error_measured`` of the plan (the error is the
+        root mean square over requests and the session's layers of the attention output's relative error),
+        and ``uniform_compression_measured, uniform_kl_measured`` of the best single setting that the plan
+        names (None where it names none).
 
     Raises:
         InputError: the plan is for another model.
@@ -35,6 +39,7 @@ def check_plan(plan: CachePlan, session: QualitySession) -> dict[str, Any]:
     return {
         "compression_measured": quality.compression,
         "kl_measured": kl,
+        "error_measured": float(np.sqrt(quality.attention_error2.mean())),
         "kl_within_band": plan.predicted["kl_low"] <= kl <= plan.predicted["kl_high"],
         "uniform_compression_measured": None if single is None else single.compression,
         "uniform_kl_measured": None if single is None else float(single.kl.mean()),

@@ -23,15 +23,23 @@ class Measured:
     Attributes:
         kl: (R,) mean over a request's continuation of the next-token divergence, in nats.
         compression: bytes of the whole original cache over those of the compressed one.
+        error2: (R,) mean over the session's layers of the squared relative error of the attention output,
+            as ``ratedist.validate.quality.continuation.Quality`` defines it.
     """
 
     kl: FloatArray
     compression: float
+    error2: FloatArray
 
     @property
     def mean_kl(self) -> float:
         """Mean over requests, in nats."""
         return float(self.kl.mean())
+
+    @property
+    def error(self) -> float:
+        """Root mean square over requests and layers of the attention output's relative error."""
+        return float(np.sqrt(self.error2.mean()))
 
     @property
     def saving(self) -> float:
@@ -58,7 +66,9 @@ class Measurements:
         key = tuple(sorted(methods.items(), key=lambda item: item[0]))
         if key not in self._known:
             quality = self.session.measure(methods)
-            self._known[key] = Measured(quality.kl.mean(axis=1), quality.compression)
+            self._known[key] = Measured(
+                quality.kl.mean(axis=1), quality.compression, quality.attention_error2.mean(axis=0)
+            )
         return self._known[key]
 
     def uniform(self, method: Method) -> Measured:

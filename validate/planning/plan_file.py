@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ class CachePlan:
                 f"{what} is {'of ' if what == 'the capture' else ''}{name!r} ({layers} layers, weights "
                 f"{weights_hash[:12] or 'unknown'}); plan again for this one",
             )
+
+    def with_drift(self, drift: Mapping[str, Any]) -> CachePlan:
+        """The same plan, its sensitivity with what mixtures with other traffic gave
+        (``ratedist.validate.planning.drift.drift_of``)."""
+        sensitivity = {**self.predicted.get("sensitivity", {}), "drift": dict(drift)}
+        return replace(self, predicted={**self.predicted, "sensitivity": sensitivity})
 
     def to_json(self) -> str:
         """The file's text."""

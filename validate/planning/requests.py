@@ -11,7 +11,7 @@ from ratedist.validate.models import LoadedModel
 from ratedist.validate.workloads import build_prompts
 from ratedist.validate.workloads.prompts import PromptSet, read_prompts
 
-__all__ = ["PlanRequests", "draw_requests"]
+__all__ = ["PlanRequests", "draw_elsewhere", "draw_requests"]
 
 REQUESTS = 16
 TOKENS = 384
@@ -108,3 +108,33 @@ def draw_requests(
         for part in range(parts)
     ]
     return PlanRequests(sets[0], sets[1] if held_out else None)
+
+
+def draw_elsewhere(
+    loaded: LoadedModel, source: str, like: PromptSet, *, continuation: int, seed: int = 0
+) -> PromptSet:
+    """Requests of other traffic: as many as ``like`` holds, as long as its longest.
+
+    Args:
+        loaded: the model.
+        source: a capture's folder, a JSONL file, or the name of a built-in workload.
+        like: the requests beside which they are to stand.
+        continuation: of both.
+        seed: of a workload.
+
+    Raises as ``draw_requests``.
+    """
+    path = Path(source)
+    kind = "capture" if path.is_dir() else "prompts" if path.is_file() else "workload"
+    tokens = max(len(prompt.token_ids) for prompt in like.prompts) - continuation - 1
+    drawn = draw_requests(
+        loaded,
+        workload=source if kind == "workload" else None,
+        prompts=path if kind == "prompts" else None,
+        capture=path if kind == "capture" else None,
+        requests=len(like.prompts),
+        tokens=tokens,
+        continuation=continuation,
+        seed=seed,
+    )
+    return drawn.calibration

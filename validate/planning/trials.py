@@ -1,8 +1,9 @@
 """Every setting tried on every layer by itself: what it stores, and what harm it is taken to do.
 
-Harm is next-token divergence, taken to add up over layers and, within a layer, to be proportional to the
-squared relative error of the attention output: KL ≈ Σ_l w_l·a_l². The error of every setting is found by
-attention alone, and one pass of the model per layer gives w_l.
+The error of every setting is found by attention alone: a_l², the squared relative error of the layer's
+attention output. Harm is one of two things. The mean over layers of a_l² needs no more. Next-token divergence
+is taken to add up over layers and, within a layer, to be proportional to that error, KL ≈ Σ_l w_l·a_l²; one
+pass of the model per layer gives w_l.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ratedist.validate.planning.measurements import Measurements
 from ratedist.validate.quality.methods import Method
 from ratedist.validate.suite.tasks import CHUNK_BLOCKS
 
-__all__ = ["LEAST_HARM", "Progress", "Trials", "default_settings", "try_settings"]
+__all__ = ["LEAST_HARM", "Progress", "Trials", "default_settings", "try_settings", "weigh_layers"]
 
 FloatArray = NDArray[np.float64]
 Progress = Callable[[str, float], None]
@@ -102,7 +103,6 @@ class Trials:
         settings: (S,) what each may take.
         bytes: (L, S) of the layer over all requests.
         error2: (L, S) mean over requests of the squared relative error of the attention output.
-        weight: (L,) nats per error2; 0 where no setting does any harm.
         alone: bytes of the layers that are not planned.
         unfused: bytes of the whole original cache.
     """
@@ -111,19 +111,21 @@ class Trials:
     settings: tuple[Method, ...]
     bytes: FloatArray
     error2: FloatArray
-    weight: FloatArray
     alone: float
     unfused: float
 
-    @property
-    def harm(self) -> FloatArray:
-        """(L, S) nats that each setting is taken to cost."""
-        return self.weight[:, None] * self.error2
+    def harm(self, weight: FloatArray) -> FloatArray:
+        """(L, S) what each setting is taken to cost, where a layer's error2 costs its ``weight``."""
+        return weight[:, None] * self.error2
 
     @property
-    def offers(self) -> list[LayerSettings]:
+    def equal_weight(self) -> FloatArray:
+        """(L,) weights with which harm is the mean over layers of error2."""
+        return np.full(len(self.layers), 1 / len(self.layers))
+
+    def offers(self, weight: FloatArray) -> list[LayerSettings]:
         """What ``ratedist.allocation`` chooses from."""
-        return [LayerSettings(size, cost) for size, cost in zip(self.bytes, self.harm, strict=True)]
+        return [LayerSettings(size, cost) for size, cost in zip(self.bytes, self.harm(weight), strict=True)]
 
     def methods(self, allocation: Allocation) -> dict[int, Method]:
         """The setting that every layer takes."""
@@ -144,7 +146,7 @@ class Trials:
 def try_settings(
     measurements: Measurements, settings: Sequence[Method], progress: Progress | None = None
 ) -> Trials:
-    """Try every setting on every layer of a session, and weigh the layers.
+    """Try every setting on every layer of a session.
 
     Args:
         measurements: of the calibration requests.
@@ -166,14 +168,26 @@ def try_settings(
             error2[row, column] = trial.attention_error2.mean()
         if progress is not None:
             progress("trying settings", (row + 1) / len(layers))
-    weight = np.zeros(len(layers))
-    for row, layer in enumerate(layers):
-        probe = int(np.abs(np.log(np.maximum(error2[row], LEAST_HARM) / _PROBE_ERROR2)).argmin())
-        if error2[row, probe] > 0:
-            weight[row] = measurements({layer: settings[probe]}).mean_kl / error2[row, probe]
-        if progress is not None:
-            progress("weighing layers", (row + 1) / len(layers))
     # Without compression a layer takes the same bytes for each of them.
     planned = sum(session.try_layer(layer, Method()).bytes for layer in layers)
     unfused = planned * session.loaded.layers / len(layers)
-    return Trials(layers, tuple(settings), size, error2, weight, unfused - planned, unfused)
+    return Trials(layers, tuple(settings), size, error2, unfused - planned, unfused)
+
+
+def weigh_layers(measurements: Measurements, trials: Trials, progress: Progress | None = None) -> FloatArray:
+    """(L,) nats of divergence per error2 of each layer, 0 where no setting does any harm.
+
+    Args:
+        measurements: of the requests that were tried on.
+        trials: of ``try_settings``.
+        progress: called after every layer.
+    """
+    weight = np.zeros(len(trials.layers))
+    for row, layer in enumerate(trials.layers):
+        error2 = trials.error2[row]
+        probe = int(np.abs(np.log(np.maximum(error2, LEAST_HARM) / _PROBE_ERROR2)).argmin())
+        if error2[probe] > 0:
+            weight[row] = measurements({layer: trials.settings[probe]}).mean_kl / error2[probe]
+        if progress is not None:
+            progress("weighing layers", (row + 1) / len(trials.layers))
+    return weight
