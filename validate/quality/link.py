@@ -140,8 +140,9 @@ def evaluate_links(rows: Sequence[Row], *, seed: int = 0, splits: int = SPLITS) 
     Protocols: ``requests`` fits on one half of every workload's requests and judges on the other, over
     ``splits`` random halvings; ``workloads`` fits on all other workloads and judges on this one; ``floor``
     predicts the KL that the other half had; ``itself`` fits on the very half that it judges, which no
-    prediction can: what the form of the law leaves, however well its constants are known. A law is a workload's ``own`` (``ratedist.kl_link``; under
-    ``workloads`` of all others together) or ``pooled`` over workloads (``ratedist.pooled_kl_link``).
+    prediction can: what the form of the law leaves, however well its constants are known. A law is a
+    workload's ``own`` (``ratedist.kl_link``; under ``workloads`` of all others together) or ``pooled`` over
+    workloads (``ratedist.pooled_kl_link``).
 
     Returns:
         Entries ``{kind: "link", protocol, law, errors, workload, cells, within, factor,
