@@ -1,6 +1,6 @@
 """A stream under adaptive thresholds: threshold, error and promise, and evidence of a change.
 
-Reads a record of ``ratedist adapt`` (schema ``ratedist.adapt/1``) and computes nothing but running means.
+Reads a record of ``ratedist adapt`` (schema ``ratedist/adapt/1``) and computes nothing but running means.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Predicted curves of fusion: compression and error against the threshold, and rate against distortion.
 
-They read a record of ``ratedist curve`` (schema ``ratedist.curve/1``) and compute nothing.
+They read a record of ``ratedist curve`` (schema ``ratedist/curve/1``) and compute nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ladder: compression on every rung against the threshold, and the gaps between the rungs.
 
-Reads a record of ``ratedist simulate`` (schema ``ratedist.ladder/1``) and computes nothing.
+Reads a record of ``ratedist simulate`` (schema ``ratedist/ladder/1``) and computes nothing.
 """
 
 from __future__ import annotations

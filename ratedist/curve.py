@@ -19,12 +19,13 @@ from ratedist._arguments import as_numbers
 from ratedist.bounds import similarity_of_error2, spherical_code_bound, spherical_code_limit
 from ratedist.errors import InputError
 from ratedist.quantisation import quantisation_points
+from ratedist.records import earlier_name
 
 __all__ = ["CURVE_SCHEMA", "RateDistortionCurve", "bound_curve", "quantisation_curve"]
 
 FloatArray = NDArray[np.float64]
 
-CURVE_SCHEMA = "ratedist.rate-distortion-curve/1"
+CURVE_SCHEMA = "ratedist/rate-distortion-curve/1"
 
 _OPTIONAL = ("thresholds", "rate_low", "rate_high", "distortion_low", "distortion_high")
 
@@ -206,7 +207,7 @@ class RateDistortionCurve:
         """Inverse of ``to_dict``; raises InputError where ``data`` is not such a description."""
         if not isinstance(data, dict) or data.get("schema") != CURVE_SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise InputError("schema", found, f"must be {CURVE_SCHEMA!r}")
+            raise InputError("schema", found, f"must be {CURVE_SCHEMA!r}{earlier_name(found)}")
         missing = [field for field in ("name", "rate", "distortion") if field not in data]
         if missing:
             raise InputError("data", sorted(data), f"lacks {', '.join(missing)}")

@@ -41,7 +41,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 Spread = Callable[[Callable[..., dict[str, Any]], Sequence[tuple[Any, ...]]], Iterable[dict[str, Any]]]
 
-CURVE_RECORD_SCHEMA = "ratedist.curve/1"
+CURVE_RECORD_SCHEMA = "ratedist/curve/1"
 
 VARIANTS: dict[str, Callable[..., KeptBlocks]] = {
     "leader": leader,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import uuid
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from typing import Any
 
 from ratedist.errors import InputError, RatedistError
 
-__all__ = ["Record", "provenance", "read_record", "write_atomic", "write_record"]
+__all__ = ["Record", "earlier_name", "provenance", "read_record", "write_atomic", "write_record"]
+
+_EARLIER = re.compile(r"ratedist[.-]([a-z-]+)[/-](\d+)")
 
 
 @dataclass
@@ -88,6 +91,18 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def earlier_name(schema: object) -> str:
+    """What to do about a schema named as before all were ``ratedist/kind/version``; empty for any other.
+
+    To be put behind a refusal; what such a file holds has not changed.
+    """
+    found = _EARLIER.fullmatch(schema) if isinstance(schema, str) else None
+    if found is None:
+        return ""
+    now = f"ratedist/{found[1]}/{found[2]}"
+    return f" (the earlier name of {now}: make it again, or write {now} there)"
+
+
 def write_record(record: Record, path: Path, *, force: bool = False) -> None:
     """Write a record; an existing file is replaced only with ``force``.
 
@@ -108,7 +123,9 @@ def read_record(path: Path, schema: str) -> Record:
         raise RatedistError(f"{path} is not a result record: {error}") from error
     if not isinstance(data, dict) or data.get("schema") != schema:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise RatedistError(f"{path} has schema {found!r}; this command reads {schema!r}")
+        raise RatedistError(
+            f"{path} has schema {found!r}; this command reads {schema!r}{earlier_name(found)}"
+        )
     return Record(data["schema"], data["provenance"], data["rows"], data.get("summary", []))
 
 

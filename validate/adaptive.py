@@ -28,7 +28,7 @@ from ratedist.validate.compare import check_captures
 
 __all__ = ["SCHEMA", "AdaptiveFusion", "adapt", "observe"]
 
-SCHEMA = "ratedist.adapt/1"
+SCHEMA = "ratedist/adapt/1"
 
 Progress = Callable[[str], None]
 

@@ -39,7 +39,7 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
-SCHEMA = "ratedist-validation-1"
+SCHEMA = "ratedist/validation/1"
 """Schema of the record that ``compare`` returns."""
 
 THRESHOLDS = tuple(round(0.60 + 0.05 * step, 2) for step in range(8))

@@ -39,7 +39,7 @@ __all__ = ["ASSUMPTIONS", "SCHEMA", "CapturedLadder", "captured_ladder", "law_la
 FloatArray = NDArray[np.float64]
 Progress = Callable[[str], None]
 
-SCHEMA = "ratedist.ladder/1"
+SCHEMA = "ratedist/ladder/1"
 
 NAMES = {1: "closed form", 2: "process", 3: "synthetic blocks", 4: "capture"}
 

@@ -26,23 +26,24 @@ from ratedist.figures.report.kinds import (
     validation,
 )
 from ratedist.figures.report.kinds.building import Loaded, each, refusing_damaged
+from ratedist.records import earlier_name
 
 __all__ = ["KINDS", "load_record", "read_section", "sections_of"]
 
 KINDS: dict[str, Callable[[Sequence[Loaded]], list[Section]]] = {
     "ratedist/quality/1": each(quality.section),
     "ratedist/suite/1": each(suite.section),
-    "ratedist-transfer-1": each(transfer.section),
-    "ratedist-training-1": each(training.section),
-    "ratedist-validation-1": each(validation.section),
+    "ratedist/transfer/1": each(transfer.section),
+    "ratedist/training/1": each(training.section),
+    "ratedist/validation/1": each(validation.section),
     "ratedist/plan/1": each(plan.section),
     "ratedist/plan-check/1": each(plan_check.section),
     "ratedist/serve/1": serving.sections,
     "ratedist/generate/1": each(generation.section),
     "ratedist/inspect/1": inspection.sections,
-    "ratedist.adapt/1": each(adaptive.section),
-    "ratedist.ladder/1": each(curves.ladder_section),
-    "ratedist.curve/1": each(curves.curve_section),
+    "ratedist/adapt/1": each(adaptive.section),
+    "ratedist/ladder/1": each(curves.ladder_section),
+    "ratedist/curve/1": each(curves.curve_section),
     "ratedist/tutorial/1": each(tutorial.section),
     "ratedist/bench/1": each(benchmark.section),
     "ratedist/kernels/1": each(kernels.section),
@@ -76,7 +77,9 @@ def sections_of(records: Iterable[Loaded]) -> list[Section]:
     for loaded in sorted(records, key=lambda loaded: (loaded.path.name, str(loaded.path))):
         schema = loaded.data.get("schema")
         if schema not in KINDS:
-            raise RatedistError(f"{loaded.path} has schema {schema!r}; reports know {', '.join(KINDS)}")
+            raise RatedistError(
+                f"{loaded.path} has schema {schema!r}; reports know {', '.join(KINDS)}{earlier_name(schema)}"
+            )
         known[schema].append(loaded)
     sections = []
     for schema, here in known.items():

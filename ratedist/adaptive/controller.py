@@ -16,12 +16,13 @@ from ratedist.adaptive.forgetting import ForgettingCurve
 from ratedist.adaptive.integral import IntegralController, aim_for, window_guarantee
 from ratedist.adaptive.observation import Observation, error_curve
 from ratedist.errors import InputError
+from ratedist.records import earlier_name
 
 __all__ = ["DRIVERS", "STATE_SCHEMA", "AdaptiveThreshold", "Decision"]
 
 FloatArray = NDArray[np.float64]
 
-STATE_SCHEMA = "ratedist.adaptive/1"
+STATE_SCHEMA = "ratedist/adaptive/1"
 
 DRIVERS = ("integral", "bound")
 """What sets the threshold: the errors that occurred, or the bound of those that are forecast."""
@@ -263,7 +264,7 @@ class AdaptiveThreshold:
             raise InputError("state", text[:40], f"is not JSON: {error}") from None
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != STATE_SCHEMA:
-            raise InputError("state", schema, f"must have schema {STATE_SCHEMA!r}")
+            raise InputError("state", schema, f"must have schema {STATE_SCHEMA!r}{earlier_name(schema)}")
         try:
             curve = ForgettingCurve.from_dict(data["curve"])
             integral = IntegralController.from_dict(data["integral"])

@@ -9,6 +9,7 @@ import typer
 
 from ratedist.cli.options import Force, messages
 from ratedist.errors import InputError
+from ratedist.records import earlier_name
 
 __all__ = ["gallery"]
 
@@ -38,5 +39,5 @@ def gallery(
     with messages().status(f"drawing {len(pages.pictures)} pictures"):
         written = write_pages(pages, out)
     for name, schema in pages.unknown.items():
-        messages().print(f"left out: {name}, of unknown kind {schema}", style="yellow")
+        messages().print(f"left out: {name}, of unknown kind {schema}{earlier_name(schema)}", style="yellow")
     messages().print(f"wrote {written[0]}, {written[1]} and {len(pages.pictures)} pictures")

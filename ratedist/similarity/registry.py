@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ratedist.errors import InputError, RatedistError
-from ratedist.records import provenance, write_atomic
+from ratedist.records import earlier_name, provenance, write_atomic
 from ratedist.similarity.base import Fit
 
 __all__ = ["FITTED_LAW_SCHEMA", "known_laws", "law_from_dict", "load_law", "register", "save_law"]
 
-FITTED_LAW_SCHEMA = "ratedist.fitted-law/1"
+FITTED_LAW_SCHEMA = "ratedist/fitted-law/1"
 
 _LAWS: dict[str, Any] = {}
 ClassT = TypeVar("ClassT", bound=type)
@@ -89,7 +89,9 @@ def load_law(path: Path | str) -> Fit[Any]:
         raise RatedistError(f"{path} is not a fitted law: {error}") from error
     schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
     if schema != FITTED_LAW_SCHEMA:
-        raise RatedistError(f"{path} has schema {schema!r}; this version reads {FITTED_LAW_SCHEMA!r}")
+        raise RatedistError(
+            f"{path} has schema {schema!r}; this version reads {FITTED_LAW_SCHEMA!r}{earlier_name(schema)}"
+        )
     missing = [key for key in ("law", "standard_errors", "sample_size") if key not in data]
     if missing:
         raise RatedistError(f"{path} is not a fitted law: it lacks {', '.join(missing)}")

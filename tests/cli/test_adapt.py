@@ -41,7 +41,7 @@ def test_table_record_and_figure(captures: list[str], tmp_path: Path) -> None:
     common = ["--capture", *captures, "--target", "0.2", "--window", "16", "--resident", "6"]
     result = run("adapt", *common, "--out", str(out), "--json")
     data = json.loads(result.stdout)
-    record = read_record(out / "adapt.json", "ratedist.adapt/1")
+    record = read_record(out / "adapt.json", "ratedist/adapt/1")
     assert data == {"rows": record.rows, "summary": record.summary}
     assert record.provenance["workloads"] == ["a", "b"]
     assert (out / "adapt.png").stat().st_size > 20_000

@@ -103,7 +103,7 @@ def test_figures_and_records(tmp_path: Path) -> None:
     assert figure.read_bytes().startswith(b"\x89PNG")
     record = tmp_path / "curve.json"
     assert run(*args, "--out", str(record)).exit_code == 0
-    assert len(read_record(record, "ratedist.curve/1").rows) == 10
+    assert len(read_record(record, "ratedist/curve/1").rows) == 10
     before = figure.read_bytes()
     with pytest.raises(InputError, match=r"out = .*curve\.png': exists already; .* --force"):
         run(*args, "--out", str(figure))

@@ -39,7 +39,7 @@ def test_json_is_the_record_alone(tmp_path: Path) -> None:
     out = tmp_path / "ladder"
     result = run("--law", "gaussian", "--mean", "0.5", "--std", "0.1", "--json", "--out", str(out), *QUICK)
     data = json.loads(result.stdout)
-    record = read_record(out / "ladder.json", "ratedist.ladder/1")
+    record = read_record(out / "ladder.json", "ratedist/ladder/1")
     assert data["rows"] == record.rows
     assert [row["threshold"] for row in record.rows if row["rung"] == 1] == [0.6, 0.65, 0.7, 0.75, 0.8]
     assert all(row["kept_se"] >= 0 for row in record.rows)

@@ -36,7 +36,7 @@ def record() -> Record:
         for request in range(10)
     ]
     settings = {"target": 0.05, "window": 4, "alarm_rate": 0.01, "layer": 2, "criterion": "both"}
-    return Record("ratedist.adapt/1", settings | {"workloads": ["one", "two"]}, rows)
+    return Record("ratedist/adapt/1", settings | {"workloads": ["one", "two"]}, rows)
 
 
 def test_thresholds_and_changes(record: Record) -> None:

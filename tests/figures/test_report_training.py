@@ -19,7 +19,7 @@ def test_it_says_first_what_the_model_is_not(tmp_path: Path) -> None:
     path.write_text(
         json.dumps(
             {
-                "schema": "ratedist-training-1",
+                "schema": "ratedist/training/1",
                 "provenance": {"model": model, "command": ["ratedist", "train"]},
                 "rows": rows,
                 "summary": [{**result, "unigram_bits": 9.24}],

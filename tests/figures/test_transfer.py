@@ -53,7 +53,7 @@ def record() -> Record:
         threshold("own", "compression", 1.5, (0.95, 1.0, 1.05)),
         threshold("other model", "compression", 1.5, (None, None, None)),
     ]
-    return Record("ratedist-transfer-1", {}, [], summary)
+    return Record("ratedist/transfer/1", {}, [], summary)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_picture_is_saved(record: Record, tmp_path: Path) -> None:
 
 
 def test_records_without_what_is_drawn(ax) -> None:
-    empty = Record("ratedist-transfer-1", {}, [], [])
+    empty = Record("ratedist/transfer/1", {}, [], [])
     with pytest.raises(
         InputError, match="record = 'no matrix': name the record that ratedist transfer wrote"
     ):

@@ -57,7 +57,7 @@ def make_record(layers: tuple[int, ...] = (2, 3, 4, 5), variants: tuple[str, ...
         for workload in ("documents", "templates")
         for predictor in ("gaussian", "position-marked")
     ]
-    return Record("ratedist-validation-1", {}, rows, summary)
+    return Record("ratedist/validation/1", {}, rows, summary)
 
 
 @pytest.fixture(autouse=True)

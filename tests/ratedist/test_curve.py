@@ -163,11 +163,11 @@ def test_bound_and_quantisation_on_the_same_axes() -> None:
         ),
         (
             lambda: RateDistortionCurve.from_dict({}),
-            r"schema = None: must be 'ratedist\.rate-distortion-curve",
+            r"schema = None: must be 'ratedist/rate-distortion-curve",
         ),
         (
             lambda: RateDistortionCurve.from_dict(
-                {"schema": "ratedist.rate-distortion-curve/1", "name": "c"}
+                {"schema": "ratedist/rate-distortion-curve/1", "name": "c"}
             ),
             r"data = \['name', 'schema'\]: lacks rate, distortion",
         ),

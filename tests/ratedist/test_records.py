@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from pathlib import Path
 
 import pytest
 
+from ratedist.adaptive import AdaptiveThreshold
+from ratedist.curve import RateDistortionCurve
 from ratedist.errors import InputError, RatedistError
-from ratedist.records import Record, provenance, read_record, write_atomic, write_record
+from ratedist.figures.report.sections import KINDS, read_section
+from ratedist.records import Record, earlier_name, provenance, read_record, write_atomic, write_record
+from ratedist.similarity import Gaussian, load_law, save_law
 
 
 def record(value: float = 1.5) -> Record:
@@ -73,6 +78,38 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     write_record(record(), path, force=True)
     with pytest.raises(RatedistError, match="has schema 'test-1'; this command reads 'test-2'"):
         read_record(path, "test-2")
+
+
+@pytest.mark.parametrize("earlier", ["ratedist-fitted-law-1", "ratedist.fitted-law/1"])
+def test_a_schema_by_its_earlier_name_is_refused_with_a_remedy(earlier: str, tmp_path: Path) -> None:
+    """By every reader of such files, and the remedy helps."""
+    remedy = "the earlier name of ratedist/fitted-law/1: make it again, or write ratedist/fitted-law/1 there"
+    path = tmp_path / "law.json"
+    save_law(Gaussian(0.5, 0.1), path)
+    whole = path.read_text()
+    path.write_text(whole.replace("ratedist/fitted-law/1", earlier))
+    for read in (
+        lambda: load_law(path),
+        lambda: read_record(path, "ratedist/curve/1"),
+        lambda: read_section(path),
+        lambda: RateDistortionCurve.from_dict({"schema": earlier}),
+        lambda: AdaptiveThreshold.from_json(json.dumps({"schema": earlier})),
+    ):
+        with pytest.raises(RatedistError, match=re.escape(remedy)):
+            read()
+    path.write_text(whole)
+    assert load_law(path).law == Gaussian(0.5, 0.1)
+    for other in ("ratedist/fitted-law/1", "test-1", None, 3):
+        assert earlier_name(other) == ""
+
+
+def test_every_schema_has_the_same_form() -> None:
+    """Those of the committed records, and those that the report knows."""
+    folder = Path(__file__).parents[2] / "docs" / "records"
+    committed = {json.loads(path.read_text())["schema"] for path in folder.glob("*.json")}
+    assert len(committed) > 10
+    for schema in committed | set(KINDS):
+        assert re.fullmatch(r"ratedist/[a-z-]+/\d+", schema), schema
 
 
 def test_provenance_names_command_and_versions() -> None:

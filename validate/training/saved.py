@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "save_model"]
 
-SCHEMA = "ratedist-training-1"
+SCHEMA = "ratedist/training/1"
 """Schema of the record of a training."""
 
 WEIGHTS = "model.safetensors"

@@ -29,7 +29,7 @@ from ratedist.validate.transfer.thresholds import CurveKey, Goal, curve_cell
 
 __all__ = ["GOALS", "SCHEMA", "TransferPlan", "run_transfer"]
 
-SCHEMA = "ratedist-transfer-1"
+SCHEMA = "ratedist/transfer/1"
 """Schema of the record of a transfer."""
 
 GOALS = (Goal("k_error", 0.1), Goal("k_error", 0.2), Goal("v_error", 0.2), Goal("compression", 1.5))

@@ -155,9 +155,9 @@ def test_state_goes_on_where_it_stopped() -> None:
         assert again.threshold == policy.threshold
     for text, message in (
         ("{", r"state = '{': is not JSON"),
-        ("[]", r"state = None: must have schema 'ratedist.adaptive/1'"),
-        ('{"schema": "ratedist.adaptive/2"}', r"state = 'ratedist.adaptive/2': must have schema"),
-        ('{"schema": "ratedist.adaptive/1"}', r"state = .*is not a whole state"),
+        ("[]", r"state = None: must have schema 'ratedist/adaptive/1'"),
+        ('{"schema": "ratedist/adaptive/2"}', r"state = 'ratedist/adaptive/2': must have schema"),
+        ('{"schema": "ratedist/adaptive/1"}', r"state = .*is not a whole state"),
         (json.dumps(json.loads(policy.to_json()) | {"chosen": 2.0}), r"chosen = 2.0: must be finite and lie"),
     ):
         with pytest.raises(InputError, match=message):

@@ -56,7 +56,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert again.standard_errors["scale"] == 0.01
     assert math.isnan(again.standard_errors["shape"])
     data = json.loads(path.read_text())
-    assert data["schema"] == "ratedist.fitted-law/1"
+    assert data["schema"] == "ratedist/fitted-law/1"
     assert data["provenance"]["workload"] == "templates"
 
 
@@ -89,13 +89,11 @@ def test_files_that_are_no_laws(tmp_path: Path) -> None:
     with pytest.raises(RatedistError, match=r"is not a fitted law"):
         load_law(path)
     path.write_text("[1]")
-    with pytest.raises(
-        RatedistError, match=r"has schema 'list'; this version reads 'ratedist\.fitted-law/1'"
-    ):
+    with pytest.raises(RatedistError, match=r"has schema 'list'; this version reads 'ratedist/fitted-law/1'"):
         load_law(path)
-    path.write_text('{"schema": "ratedist.fitted-law/2"}')
-    with pytest.raises(RatedistError, match=r"has schema 'ratedist\.fitted-law/2'"):
+    path.write_text('{"schema": "ratedist/fitted-law/2"}')
+    with pytest.raises(RatedistError, match=r"has schema 'ratedist/fitted-law/2'"):
         load_law(path)
-    path.write_text('{"schema": "ratedist.fitted-law/1", "law": {"name": "gaussian", "mean": 0, "std": 1}}')
+    path.write_text('{"schema": "ratedist/fitted-law/1", "law": {"name": "gaussian", "mean": 0, "std": 1}}')
     with pytest.raises(RatedistError, match=r"lacks standard_errors, sample_size"):
         load_law(path)
