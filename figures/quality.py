@@ -153,6 +153,9 @@ def quality_figure(record: Record, cost: str = "kl") -> Figure:
             found, labels = ax.get_legend_handles_labels()
             handles |= dict(zip(labels, found, strict=True))
             ax.label_outer()
+        for ax in grid.flat[max(0, len(workloads) - columns) : len(workloads)]:  # nothing stands below them
+            ax.tick_params(labelbottom=True)
+            ax.set_xlabel("compression of the whole cache")
         for ax in grid.flat[len(workloads) :]:
             ax.set_axis_off()
         # The axes are shared: a panel's own limits would cut off what the others hold.

@@ -101,6 +101,16 @@ def test_figure_has_a_panel_per_workload_and_one_legend(count: int) -> None:
     assert len(labels) == len(set(labels)) == 10
 
 
+def test_the_lowest_panel_of_every_column_names_its_axis() -> None:
+    record = Record("x", {}, [r for number in range(7) for r in rows(f"w{number}")], [])
+    figure = quality_figure(record)
+    named = [ax.get_title() for ax in figure.axes if ax.get_xlabel()]
+    assert named == ["w4", "w5", "w6"]
+    figure.canvas.draw()
+    shown = [ax.get_title() for ax in figure.axes if any(t.get_visible() for t in ax.get_xticklabels())]
+    assert [name for name in shown if name] == named
+
+
 def test_picture_is_written(tmp_path: Path) -> None:
     record = Record("ratedist/quality/1", {"model": "tiny"}, rows())
     assert save_quality_figure(record, tmp_path) == tmp_path / "quality.png"

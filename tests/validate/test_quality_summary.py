@@ -118,6 +118,23 @@ def test_bd_rate_of_schemes_with_a_known_gap() -> None:
     )
 
 
+def test_what_fusion_adds_where_both_are_coded_in_four_bits() -> None:
+    exact = row("exact+kivi4", 0.4, 0.004)
+    fused = fusion(0.2, 0.036, 0.8) | {"method": "fusion+kivi4"}
+    rows = [row("nothing", 1, 0), row("exact", 0.8, 0), fusion(0.5, 0.4, 0.8), exact, fused, *bits()]
+    found = entry(summarise_quality(rows, resamples=20), "verdict")
+    assert found["over_exact_with_four_bits"] == pytest.approx(0.4 / 0.3)  # half way in KL, so in bytes
+    assert found["over_exact_with_four_bits_low"] == pytest.approx(0.4 / 0.3)
+    assert "With 4 bits on both it is 1.33× of exact sharing (1.33 to 1.33)" in found["text"]
+    without = entry(summarise_quality([r for r in rows if r is not fused], resamples=5), "verdict")
+    assert without["over_exact_with_four_bits"] is None
+    assert "With 4 bits on both" not in without["text"]
+    beyond = [
+        r | {"by_request": r["by_request"] | {"kl": [1.0] * REQUESTS}} if r is exact else r for r in rows
+    ]
+    assert entry(summarise_quality(beyond, resamples=5), "verdict")["over_exact_with_four_bits"] is None
+
+
 def test_intervals_come_from_the_spread_over_requests() -> None:
     def widths(noise: float) -> float:
         rows = [row("nothing", 1, 0), row("exact", 0.8, 0), fusion(0.4, 0.04, 0.8, noise=noise), *bits()]

@@ -89,7 +89,8 @@ def summarise_quality(
 ) -> list[dict[str, Any]]:
     """Entries of several kinds, for every workload in order of first appearance.
 
-    - ``verdict``: the workload's answer in words, what fusion loses first.
+    - ``verdict``: the workload's answer in words, what fusion loses first; and what fusion with 4 bits adds
+      to exact sharing with 4 bits at the limit (``over_exact_with_four_bits`` with its interval).
     - ``scheme``: compression of the whole cache at mean KL ``limit`` with its interval, the best measured
       setting within the limit, what that is over exact sharing, and KL at the bytes of 4 bits beside that of
       4 bits (None where a scheme does not get so small).
@@ -123,7 +124,8 @@ def summarise_quality(
             for test, anchor in _PAIRS
             if {test, anchor} <= {entry["scheme"] for entry in schemes}
         ]
-        entries += [*_verdict(workload, schemes, pairs, here, limit), *schemes, *pairs]
+        with_bits = _over_exact_with_four_bits(here, draws, limit)
+        entries += [*_verdict(workload, schemes, pairs, with_bits, here, limit), *schemes, *pairs]
     return entries
 
 
@@ -221,6 +223,23 @@ def _scheme(
     }
 
 
+def _over_exact_with_four_bits(
+    rows: Sequence[Row], draws: Sequence[FloatArray], limit: float
+) -> tuple[float | None, _Interval]:
+    """Compression of fusion with 4 bits at the limit over that of exact sharing with 4 bits."""
+    exact = [row for row in rows if row["method"] == f"exact+{FOUR_BITS}"]
+    fusion = [row for row in rows if row["method"] == f"fusion+{FOUR_BITS}"]
+    if not exact or not fusion:
+        return None, _Interval(None, None)
+    found = []
+    for weights in [None, *draws]:
+        reached, floor = (
+            _compression_at(_curve(chosen, weights), limit) for chosen in ([*exact, *fusion], exact)
+        )
+        found.append(reached / floor if reached is not None and floor is not None else None)
+    return found[0], _interval(found[1:])
+
+
 def _bd_rate(rows: Sequence[Row], anchor: str, test: str, draws: Sequence[FloatArray]) -> dict[str, Any]:
     sides = [(scheme, scheme_rows(rows, scheme)) for scheme in (anchor, test)]
 
@@ -255,6 +274,7 @@ def _verdict(
     workload: str,
     schemes: Sequence[Mapping[str, Any]],
     pairs: Sequence[Mapping[str, Any]],
+    with_bits: tuple[float | None, _Interval],
     rows: Sequence[Row],
     limit: float,
 ) -> list[dict[str, Any]]:
@@ -287,10 +307,15 @@ def _verdict(
         )
     both = next((p for p in pairs if (p["test"], p["anchor"]) == ("fusion+bits", "exact+bits")), None)
     on_top = ""
+    added, interval_with_bits = with_bits
+    if added is not None:
+        on_top = f". With 4 bits on both it is {_times(added)} of exact sharing"
+        if interval_with_bits.low is not None:
+            on_top += f" ({interval_with_bits.low:.2f} to {interval_with_bits.high:.2f})"
     if both is not None and both["percent"] is not None:
         low, high = both["percent_low"], both["percent_high"]
         interval = "" if low is None else f" ({low:+.1f} to {high:+.1f})"
-        on_top = (
+        on_top += (
             f". With bits, fusion changes the bytes of exact sharing with bits by {both['percent']:+.1f} %"
         )
         on_top += f"{interval} at equal KL"
@@ -300,6 +325,9 @@ def _verdict(
             "workload": workload,
             "beats_four_bits": beats_bits,
             "adds_to_exact": adds,
+            "over_exact_with_four_bits": added,
+            "over_exact_with_four_bits_low": interval_with_bits.low,
+            "over_exact_with_four_bits_high": interval_with_bits.high,
             "text": f"{workload}: {lead}. In numbers: {what}{on_top}.",
         }
     ]

@@ -17,7 +17,8 @@ def verdicts(record: Record) -> list[dict[str, Any]]:
     Per workload ``workload``; ``adds_to_exact`` and ``beats_four_bits``, the answers; ``exact``, compression
     by exact sharing; ``fusion``, ``fusion_low``, ``fusion_high``, of the best fusion within ``kl_limit``;
     ``over_exact``, their ratio, with its interval; ``four_bits`` and ``kl_four_bits``, compression and
-    divergence of 4 bits; ``kl_fusion``, that of fusion at these bytes.
+    divergence of 4 bits; ``kl_fusion``, that of fusion at these bytes; ``over_exact_with_four_bits``, what
+    fusion adds to exact sharing with 4 bits on both, None in records that do not hold it.
     """
     found = []
     for entry in record.summary:
@@ -42,6 +43,7 @@ def verdicts(record: Record) -> list[dict[str, Any]]:
                 "text": entry["text"],
                 "exact": exact.get("compression"),
                 "fusion": fusion.get("compression"),
+                "over_exact_with_four_bits": entry.get("over_exact_with_four_bits"),
                 "fusion_low": fusion.get("compression_low"),
                 "fusion_high": fusion.get("compression_high"),
                 "over_exact": fusion.get("over_exact"),
@@ -124,6 +126,11 @@ def _in_numbers(entry: dict[str, Any]) -> str:
         f"{entry['fusion']:.2f}× at KL {entry['kl_limit']:g}, where exact sharing gives "
         f"{entry['exact']:.2f}× at none and 4 bits {entry['four_bits']:.2f}× at {entry['kl_four_bits']:.4f}; "
         f"at the bytes of 4 bits fusion costs {entry['kl_fusion']:.4f}."
+        + (
+            f" With 4 bits on both: {entry['over_exact_with_four_bits']:.2f}× beyond exact sharing."
+            if entry.get("over_exact_with_four_bits") is not None
+            else ""
+        )
     )
 
 
@@ -144,6 +151,7 @@ def _verdict_table(judged: Entries) -> Table:
             "KL of 4 bits": "kl_four_bits",
             "KL of fusion at those bytes": "kl_fusion",
             "better than 4 bits": "beats_four_bits",
+            "over exact, 4 bits on both": "over_exact_with_four_bits",
         },
     )
 
