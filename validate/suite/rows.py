@@ -170,7 +170,7 @@ class _Noise:
         return self.deviations[number % len(self.deviations)] if self.deviations else math.nan
 
     def factor(self, n: int, m: int) -> float:
-        if not self.deviations:
+        if not self.by_order:
             return math.nan
         return sample_factor(n, m, self.floor**2, noise_floor(self.by_order) ** 2)
 
@@ -181,7 +181,8 @@ _NO_NOISE = _Noise((), ())
 def _noise(cell: Mapping[str, Any]) -> dict[tuple[str, str, float], _Noise]:
     return {
         (result["variant"], result["criterion"], result["threshold"]): _Noise(
-            tuple(result["deviations"]), tuple(result["order_deviations"])
+            tuple(result["deviations"]),
+            tuple(result.get("order_deviations", ())),  # cells of before orders were told apart have none
         )
         for result in cell["results"]
     }
