@@ -20,22 +20,20 @@ _BEYOND = tl.constexpr(2**31 - 1)
 def _part_scores(
     pool: tl.tensor,
     norm: tl.tensor,
-    row_id: tl.tensor,  # (BLOCK_M,) int64
-    col_id: tl.tensor,  # (BLOCK_N,) int64
-    dim_units: tl.tensor,
     stride_units: tl.tensor,
+    dim_units: tl.tensor,
+    row_id: tl.tensor,  # (rows,) int64
+    col_id: tl.tensor,  # (columns,) int64
     DISTANCE: tl.constexpr,
     UNIT: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """(BLOCK_M, BLOCK_N) float32 cosine similarities, or what is left of 1 by half the squared distance."""
+    """(rows, columns) float32 cosine similarities, or what is left of 1 by half the squared distance."""
     row = row_id * stride_units * UNIT
     col = col_id * stride_units * UNIT
     dim = dim_units * UNIT
-    product = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    product = tl.zeros([row_id.shape[0], col_id.shape[0]], dtype=tl.float32)
     for start in range(0, dim, BLOCK_K):
         scalar = start + tl.arange(0, BLOCK_K)
         inside = scalar < dim
@@ -61,47 +59,30 @@ def _part_scores(
 @triton.jit
 def _term_scores(
     pool: tl.tensor,  # of the first part
-    norms: tl.tensor,  # (parts, norm_stride) float32
-    offset_units: tl.tensor,  # (parts,) int64 from the first part's pool to each one's
-    stride_units: tl.tensor,  # (parts,) int64 from block to block
-    parts: tl.tensor,
-    norm_stride: tl.tensor,
+    parts: tl.tuple,  # as of _scores, from the term's first part on
     row_id: tl.tensor,
     col_id: tl.tensor,
-    dim_units: tl.tensor,
     MANY: tl.constexpr,
     DISTANCE: tl.constexpr,
     UNIT: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """(BLOCK_M, BLOCK_N) float32 mean over the parts of a term."""
+    """(rows, columns) float32 mean over the parts of a term."""
+    norms, offset_units, stride_units, count, norm_stride, dim_units = parts
     stride = tl.load(stride_units)
     score = _part_scores(
-        pool, norms, row_id, col_id, dim_units, stride, DISTANCE, UNIT, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+        pool, norms, stride, dim_units, row_id, col_id, DISTANCE, UNIT, UPCAST, BLOCK_K
     )
     if MANY:
-        for part in range(1, parts):
+        for part in range(1, count):
             part_pool = pool + tl.load(offset_units + part) * UNIT
-            stride = tl.load(stride_units + part)
             norm = norms + part * norm_stride
+            stride = tl.load(stride_units + part)
             score += _part_scores(
-                part_pool,
-                norm,
-                row_id,
-                col_id,
-                dim_units,
-                stride,
-                DISTANCE,
-                UNIT,
-                UPCAST,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_K,
+                part_pool, norm, stride, dim_units, row_id, col_id, DISTANCE, UNIT, UPCAST, BLOCK_K
             )
-        score = score / parts
+        score = score / count
     return score
 
 
@@ -109,61 +90,23 @@ def _term_scores(
 def _scores(
     first_pool: tl.tensor,
     second_pool: tl.tensor,
-    norms: tl.tensor,
-    offset_units: tl.tensor,
-    stride_units: tl.tensor,
-    parts: tl.tensor,
-    norm_stride: tl.tensor,
+    parts: tl.tuple,  # norms, offset_units, stride_units, parts, norm_stride and dim_units of a kernel
     row_id: tl.tensor,
     col_id: tl.tensor,
-    dim_units: tl.tensor,
     TWO_TERMS: tl.constexpr,
     MANY: tl.constexpr,
     DISTANCE: tl.constexpr,
     UNIT: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """(BLOCK_M, BLOCK_N) float32: the least of the terms, at most 1."""
-    score = _term_scores(
-        first_pool,
-        norms,
-        offset_units,
-        stride_units,
-        parts,
-        norm_stride,
-        row_id,
-        col_id,
-        dim_units,
-        MANY,
-        DISTANCE,
-        UNIT,
-        UPCAST,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
+    """(rows, columns) float32: the least of the terms, at most 1."""
+    score = _term_scores(first_pool, parts, row_id, col_id, MANY, DISTANCE, UNIT, UPCAST, BLOCK_K)
     if TWO_TERMS:
-        second = _term_scores(
-            second_pool,
-            norms + parts * norm_stride,
-            offset_units + parts,
-            stride_units + parts,
-            parts,
-            norm_stride,
-            row_id,
-            col_id,
-            dim_units,
-            MANY,
-            DISTANCE,
-            UNIT,
-            UPCAST,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-        )
+        norms, offset_units, stride_units, count, norm_stride, dim_units = parts
+        norms += count * norm_stride
+        others = (norms, offset_units + count, stride_units + count, count, norm_stride, dim_units)
+        second = _term_scores(second_pool, others, row_id, col_id, MANY, DISTANCE, UNIT, UPCAST, BLOCK_K)
         score = tl.minimum(score, second)
     return tl.minimum(score, 1.0)
 
@@ -194,6 +137,7 @@ def best_match_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
+    about = (norms, offset_units, stride_units, parts, norm_stride, dim_units)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_id = tl.load(rows + row, mask=row < row_count, other=0)
     first = tl.program_id(1) * cols_per_split
@@ -204,24 +148,7 @@ def best_match_kernel(
         col = start + tl.arange(0, BLOCK_N)
         col_id = tl.load(cols + col, mask=col < last, other=0)
         tile = _scores(
-            first_pool,
-            second_pool,
-            norms,
-            offset_units,
-            stride_units,
-            parts,
-            norm_stride,
-            row_id,
-            col_id,
-            dim_units,
-            TWO_TERMS,
-            MANY,
-            DISTANCE,
-            UNIT,
-            UPCAST,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
+            first_pool, second_pool, about, row_id, col_id, TWO_TERMS, MANY, DISTANCE, UNIT, UPCAST, BLOCK_K
         )
         # Capped at 1 before it is compared, so that scores that only rounding tells from 1 tie.
         tile = tl.where((col < last)[None, :], tile, float("-inf"))
@@ -262,6 +189,7 @@ def lowest_label_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
+    about = (norms, offset_units, stride_units, parts, norm_stride, dim_units)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_id = tl.load(ids + row, mask=row < count, other=0)
     row_unit = tl.load(units + row, mask=row < count, other=0)
@@ -274,24 +202,7 @@ def lowest_label_kernel(
         col_unit = tl.load(units + col, mask=col < last, other=0)
         label = tl.load(labels + col, mask=col < last, other=_BEYOND)
         tile = _scores(
-            first_pool,
-            second_pool,
-            norms,
-            offset_units,
-            stride_units,
-            parts,
-            norm_stride,
-            row_id,
-            col_id,
-            dim_units,
-            TWO_TERMS,
-            MANY,
-            DISTANCE,
-            UNIT,
-            UPCAST,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
+            first_pool, second_pool, about, row_id, col_id, TWO_TERMS, MANY, DISTANCE, UNIT, UPCAST, BLOCK_K
         )
         joined = (tile > limit) & (row_unit[:, None] != col_unit[None, :])
         found = tl.minimum(found, tl.min(tl.where(joined, label[None, :], _BEYOND), axis=1))
