@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.attention.operations import paged_attention
+from ratedist.kernels.bench.arguments import check_at_least, check_dtypes, check_known, usable_device
 from ratedist.kernels.bench.floors import Floors, best_seconds, measure_floors
 from ratedist.kernels.layout import BlockTable, FusedLayer, PagedLayer
 from ratedist.kernels.quantised import QuantisedLayer, quantise
@@ -113,30 +114,14 @@ def bench_attention(
     Raises:
         InputError: an argument outside what is listed.
     """
-    for argument, value, least in (
-        ("requests", requests, 1),
-        ("tokens", tokens, 1),
-        ("kv_heads", kv_heads, 1),
-        ("group", group, 1),
-        ("head_dim", head_dim, 1),
-        ("compression", compression, 1),
-        ("repeats", repeats, 1),
-    ):
-        if not value >= least:
-            raise InputError(argument, value, f"must be at least {least}")
-    for argument, chosen_names, known in (("kind", kinds, KINDS), ("cache", caches, CACHES)):
-        for chosen_name in chosen_names:
-            if chosen_name not in known:
-                raise InputError(argument, chosen_name, f"must be one of {', '.join(known)}")
-    for name in dtypes:
-        if name not in ("float32", "float16", "bfloat16"):
-            raise InputError("dtype", name, "must be float32, float16 or bfloat16")
+    check_at_least(1, requests=requests, tokens=tokens, repeats=repeats, compression=compression)
+    check_at_least(1, kv_heads=kv_heads, group=group, head_dim=head_dim)
+    check_known("kind", kinds, KINDS)
+    check_known("cache", caches, CACHES)
+    check_dtypes(dtypes)
     if backend == "reference":
         raise InputError("backend", backend, "is not measured: it loops over tokens and heads by design")
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError("device", device, "must be a device that torch can use here, such as cpu") from error
+    place = usable_device(device)
     chosen = choose_backend(backend, place)
 
     def measure() -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Floors", "best_seconds", "measure_floors"]
+__all__ = ["Floors", "best_seconds", "measure_floors", "seconds_of"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,16 @@ def measure_floors(device: torch.device, dtype: torch.dtype, repeats: int = 3) -
 def best_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Least wall time of several runs, after one that is not counted; waits for a GPU to finish."""
     call()
-    best = float("inf")
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(seconds_of(call, device) for _ in range(repeats))
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one run; waits for a GPU before it and after it."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:

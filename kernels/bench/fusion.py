@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from ratedist.errors import InputError
 from ratedist.kernels.bench.allocations import peak_extra_bytes
+from ratedist.kernels.bench.arguments import check_at_least, check_known, usable_device
+from ratedist.kernels.bench.floors import seconds_of
 from ratedist.kernels.fusion.driver import fuse_with
 from ratedist.kernels.fusion.fuse import Fusion, check_options, fuse, matcher_of
 from ratedist.kernels.fusion.matching import Centring, Matcher, Turns
@@ -221,23 +222,16 @@ def bench_fusion(
     Raises:
         InputError: an argument outside what is listed.
     """
-    for argument, value, least in (("requests", requests, 2), ("blocks", blocks, 1), ("repeats", repeats, 1)):
-        if value < least:
-            raise InputError(argument, value, f"must be at least {least}")
-    for name in datasets:
-        if name not in DATASETS:
-            raise InputError("dataset", name, f"must be one of {', '.join(DATASETS)}")
+    check_at_least(2, requests=requests)
+    check_at_least(1, blocks=blocks, repeats=repeats)
+    check_known("dataset", datasets, tuple(DATASETS))
+    check_known("variant", variants, MEASURED)
     for variant in variants:
-        if variant not in MEASURED:
-            raise InputError("variant", variant, f"must be one of {', '.join(MEASURED)}")
         for threshold in thresholds:
             check_options(threshold, variant)
     if backend == "reference":
         raise InputError("backend", backend, "is not measured: it holds whole similarity matrices by design")
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError("device", device, "must be a device that torch can use here, such as cpu") from error
+    place = usable_device(device)
     chosen = choose_backend(backend, place)
 
     def measure() -> Iterator[dict[str, Any]]:
@@ -270,8 +264,8 @@ def _measure(layer: PagedLayer, variant: str, threshold: float, backend: str, re
     shapes = needed_products(matcher_of(backend), layer, threshold, variant)
     seconds = floor = math.inf
     for _ in range(repeats):
-        seconds = min(seconds, _seconds(run, device))
-        floor = min(floor, _seconds(lambda: replay(layer, shapes), device))
+        seconds = min(seconds, seconds_of(run, device))
+        floor = min(floor, seconds_of(lambda: replay(layer, shapes), device))
     extra = peak_extra_bytes(run, device)
     fusion = run()
     return {
@@ -290,13 +284,3 @@ def _measure(layer: PagedLayer, variant: str, threshold: float, backend: str, re
         "products": len(shapes),
         "scores": sum(rows * cols for rows, cols in shapes),
     }
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

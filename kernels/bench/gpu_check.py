@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ratedist.errors import InputError
 from ratedist.kernels.attention.operations import paged_attention
+from ratedist.kernels.bench.arguments import usable_device
 from ratedist.kernels.bench.attention import bench_attention, random_cache
 from ratedist.kernels.bench.fusion import bench_fusion, synthetic_layer
 from ratedist.kernels.bench.matching import bench_matching
@@ -54,12 +54,9 @@ def check_gpu(device: str = "cuda", *, seed: int = 0) -> Iterator[dict[str, Any]
     Raises:
         InputError: no such device here, or Triton cannot run on it.
     """
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            "device", device, "torch finds no such device here; --device cpu checks the interpreted kernels"
-        ) from error
+    place = usable_device(
+        device, "torch finds no such device here; --device cpu checks the interpreted kernels"
+    )
     timed = place.type == "cuda"
 
     def measure() -> Iterator[dict[str, Any]]:

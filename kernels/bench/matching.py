@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ratedist.errors import InputError
+from ratedist.kernels.bench.arguments import check_at_least, check_dtypes, check_known, usable_device
 from ratedist.kernels.bench.floors import best_seconds
 from ratedist.kernels.bench.fusion import DATASETS, synthetic_layer
 from ratedist.kernels.fusion.fuse import matcher_of
@@ -54,20 +54,11 @@ def bench_matching(
         InputError: an argument outside what is listed.
     """
     for count in blocks:
-        if count < 1:
-            raise InputError("blocks", count, "must be at least 1")
-    if repeats < 1:
-        raise InputError("repeats", repeats, "must be at least 1")
-    for criterion in criteria:
-        if criterion not in CRITERIA:
-            raise InputError("criterion", criterion, f"must be one of {', '.join(CRITERIA)}")
-    for name in dtypes:
-        if name not in ("float32", "float16", "bfloat16"):
-            raise InputError("dtype", name, "must be float32, float16 or bfloat16")
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError("device", device, "must be a device that torch can use here, such as cpu") from error
+        check_at_least(1, blocks=count)
+    check_at_least(1, repeats=repeats)
+    check_known("criterion", criteria, CRITERIA)
+    check_dtypes(dtypes)
+    place = usable_device(device)
     chosen = choose_backend(backend, place, ("auto", "cpu", "triton"))
     matcher = matcher_of(chosen)
 
