@@ -15,6 +15,7 @@ from ratedist.validate.captures.capture import capture_cache, plan_capture
 from ratedist.validate.captures.queries import QueryRecorder
 from ratedist.validate.captures.store import Capture
 from ratedist.validate.models import LoadedModel, load_model
+from ratedist.validate.quality.attention_probe import AttentionProbe
 from ratedist.validate.workloads.prompts import Prompt, PromptSet
 
 KINDS = ["llama", "qwen2", "gemma3", "gpt2"]
@@ -151,6 +152,35 @@ def test_model_whose_attention_cannot_be_watched(tmp_path: Path, loaded: dict[st
     ):
         capture_cache(loaded["bloom"], prompts(), tmp_path / "c", queries=1)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_probe_refuses_attention_that_it_cannot_watch(loaded: dict[str, LoadedModel]) -> None:
+    with pytest.raises(InputError, match="model = 'bloom': computes attention in its own code, which cannot"):
+        AttentionProbe(loaded["bloom"].model, "bloom").__enter__()
+    model = loaded["llama"].model
+    model.config._attn_implementation_internal = "flex_attention"
+    try:
+        with pytest.raises(InputError, match="attention by 'flex_attention', which cannot be watched"):
+            AttentionProbe(model).__enter__()
+    finally:
+        model.config._attn_implementation_internal = "sdpa"
+
+
+def test_probing_changes_nothing_and_is_undone(loaded: dict[str, LoadedModel]) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    model, other = loaded["llama"].model, loaded["qwen2"].model
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        plain = model(input_ids=ids).logits
+        with AttentionProbe(model) as probe:
+            probe.calls = {}
+            other(input_ids=ids)
+            assert probe.calls == {}
+            assert torch.equal(model(input_ids=ids).logits, plain)
+        assert sorted(probe.calls) == [0, 1, 2]
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
 
 
 def test_more_queries_than_tokens(loaded: dict[str, LoadedModel]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
+from ratedist.validate.attention_hook import AttentionHook
 
 __all__ = ["QueryRecorder"]
 
@@ -19,9 +19,8 @@ __all__ = ["QueryRecorder"]
 class QueryRecorder(AbstractContextManager["QueryRecorder"]):
     """Records the query vectors that attention gets (rotary positions included) at chosen positions.
 
-    While it is entered, the model's own attention function is looked up through a function that keeps the
-    queries and calls it, so that the model computes what it computes without, and builds the same masks.
-    Other models that run meanwhile are not recorded.
+    While it is entered (``AttentionHook``), the model computes what it computes without. Other models that
+    run meanwhile are not recorded.
 
     Attributes:
         wanted: by row the positions to keep; set by ``begin``.
@@ -38,9 +37,7 @@ class QueryRecorder(AbstractContextManager["QueryRecorder"]):
         self.scale: dict[int, float] = {}
         self._model = model
         self._name = name
-        self._modules = {id(module) for module in model.modules()}
-        self._implementation = ""
-        self._before: Any = None
+        self._hook = AttentionHook(model, self._attend)
 
     def begin(self, wanted: Sequence[range]) -> None:
         """Forget what was found, and want these positions, as many of every row."""
@@ -65,43 +62,21 @@ class QueryRecorder(AbstractContextManager["QueryRecorder"]):
         self.begin([])
 
     def __enter__(self) -> QueryRecorder:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        config = self._model.config.get_text_config(decoder=True)
-        self._implementation = config._attn_implementation or "eager"
-        self._before = ALL_ATTENTION_FUNCTIONS.get(self._implementation)
-        ALL_ATTENTION_FUNCTIONS[self._implementation] = self._attend
+        self._hook.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+        self._hook.__exit__(kind, error, trace)
 
-        # What was set hid the function for all models; without it, that one is found again, unless another
-        # such context had been entered before.
-        del ALL_ATTENTION_FUNCTIONS[self._implementation]
-        if ALL_ATTENTION_FUNCTIONS.get(self._implementation) is not self._before:
-            ALL_ATTENTION_FUNCTIONS[self._implementation] = self._before
-
-    def _attend(
-        self,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        *rest: Any,
-        **options: Any,
-    ) -> Any:
+    def _attend(self, own: Callable[..., Any], module: Any, query: Tensor, *rest: Any, **options: Any) -> Any:
         layer = getattr(module, "layer_idx", None)
-        if id(module) in self._modules and layer in self.layers:
+        if layer in self.layers:
             self._keep(layer, query)
             scaling = options.get("scaling")
             self.scale[layer] = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        # "eager" is a function of each model's own module, which the interface falls back to.
-        own = self._before or sys.modules[type(module).__module__].eager_attention_forward
-        return own(module, query, key, value, attention_mask, *rest, **options)
+        return own(module, query, *rest, **options)
 
     def _keep(self, layer: int, query: Tensor) -> None:
         """Keep what is wanted of the queries (rows, query_heads, tokens, head_dim) of a pass."""

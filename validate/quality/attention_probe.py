@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ratedist.errors import InputError
+from ratedist.validate.attention_hook import AttentionHook
 
 __all__ = ["AttentionCall", "AttentionProbe"]
-
-_NAME = "ratedist_probe"
-
-_active: AttentionProbe | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class AttentionCall:
 class AttentionProbe:
     """Context within which a model's attention passes through here; on leaving, the model is as it was.
 
-    What the model computes stays the same: the probe hands on to the implementation that the model had. Only
-    ``hidden`` changes it. One probe is active at a time.
+    What the model computes stays the same, but for what ``hidden`` changes.
 
     Attributes:
         calls: where a dictionary is assigned, every pass leaves its ``AttentionCall`` there by layer.
@@ -64,39 +62,30 @@ class AttentionProbe:
         self.received: dict[int, Tensor] | None = None
         self.lengths: Tensor | None = None
         self.hidden: dict[int, Tensor] = {}
-        self._before = ""
+        self._hook = AttentionHook(model, self._attend)
 
     def __enter__(self) -> Self:
-        global _active
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
-
-        if _active is not None:
-            raise InputError("probe", self.name, "another probe is active; leave it first")
-        self._before = self.model.config._attn_implementation
-        if self._before not in ("sdpa", "eager"):
+        implementation = self._hook.implementation
+        if implementation not in ("sdpa", "eager"):
             raise InputError(
                 "model",
                 self.name,
-                f"computes attention by {self._before!r}, which cannot be watched; choose sdpa or eager",
+                f"computes attention by {implementation!r}, which cannot be watched; choose sdpa or eager",
             )
-        AttentionInterface.register(_NAME, _attend_active)
-        AttentionMaskInterface.register(_NAME, sdpa_mask if self._before == "sdpa" else eager_mask)
-        self.model.set_attn_implementation(_NAME)
-        if self.model.config._attn_implementation != _NAME:
+        if not self._hook.possible:
             raise InputError(
                 "model",
                 self.name,
                 "computes attention in its own code, which cannot be watched; models that use the attention "
                 "interface of transformers can (Llama, Qwen, Mistral, Gemma, Phi …)",
             )
-        _active = self
+        self._hook.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        global _active
-        _active = None
-        self.model.set_attn_implementation(self._before)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hook.__exit__(kind, error, trace)
 
     def replay(self, call: AttentionCall, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Output of a call over another cache: the same queries and new tokens behind other K and V.
@@ -115,13 +104,14 @@ class AttentionProbe:
 
     def _attend(
         self,
+        own: Callable[..., Any],
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        options: dict[str, Any],
-    ) -> Tensor:
+        **options: Any,
+    ) -> tuple[Tensor, None]:
         layer = module.layer_idx
         output = self._hand_on(module, query, key, value, mask, self.hidden.get(layer), options)
         new = query.shape[2]
@@ -131,7 +121,7 @@ class AttentionProbe:
             )
         if self.received is not None:
             self._add_received(layer, query, key, mask, options)
-        return output
+        return output, None
 
     def _hand_on(
         self,
@@ -145,7 +135,7 @@ class AttentionProbe:
     ) -> Tensor:
         if hidden is not None:
             mask = _hide(_visible(mask, query, key), hidden, query.shape[1])
-        if self._before == "sdpa" and options.get("softcap") is None:
+        if self._hook.implementation == "sdpa" and options.get("softcap") is None:
             from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
             result: Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
@@ -171,13 +161,6 @@ class AttentionProbe:
         if layer in self.received:
             mass[:, :, : tokens - new] += self.received[layer]
         self.received[layer] = mass
-
-
-def _attend_active(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    assert _active is not None, "the probe's attention is only in place while a probe is active"
-    return _active._attend(module, query, key, value, attention_mask, options), None
 
 
 def _visible(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
