@@ -80,6 +80,8 @@ def _table(plan: CachePlan, title: str) -> Any:
 
 def _predicted(plan: CachePlan) -> list[str]:
     predicted = plan.predicted
+    if predicted["kl"] is None:
+        return _from_laws(predicted)
     lines = [
         f"predicted: {predicted['compression']:.2f}x of the whole cache at a divergence of "
         f"{predicted['kl']:.4f} nats, for other requests {predicted['kl_low']:.4f} to "
@@ -87,17 +89,46 @@ def _predicted(plan: CachePlan) -> list[str]:
         f"relative error of attention outputs: {predicted['error']:.4f}, for other requests "
         f"{predicted['error_low']:.4f} to {predicted['error_high']:.4f}",
     ]
+    service = predicted.get("service")
+    if service is not None:
+        lines.append(_in_service(service))
     uniform = predicted["uniform"]
-    if uniform is None:
-        lines.append("no single setting for all layers keeps it")
-    else:
-        from ratedist.validate.quality.methods import Method
+    return [*lines, _single(uniform, None if uniform is None else f"{uniform['kl']:.4f}")]
 
-        method = Method(**uniform["setting"])
-        lines.append(
-            f"best single setting: {uniform['compression']:.2f}x at {uniform['kl']:.4f} ({_named(method)})"
-        )
-    return lines
+
+def _from_laws(predicted: Mapping[str, Any]) -> list[str]:
+    uniform = predicted["uniform"]
+    return [
+        f"foretold for {predicted['requests']} requests by {predicted['predictor']}, fitted to "
+        f"{predicted['calibration_requests']}: {predicted['compression']:.2f}x of the whole cache"
+        + _band(predicted),
+        f"relative error of keys {predicted['k_error']:.3f}, of values {predicted['v_error']:.3f}, of both "
+        f"{predicted['kv_error']:.3f}; what the model makes of it is not known; ratedist quality measures",
+        _single(uniform, None if uniform is None else f"an error of {uniform['kv_error']:.3f}"),
+    ]
+
+
+def _band(predicted: Mapping[str, Any]) -> str:
+    low, high = predicted["compression_low"], predicted["compression_high"]
+    return "" if low is None or high is None else f" ({low:.2f} to {high:.2f} in 90 % of cases)"
+
+
+def _single(uniform: Mapping[str, Any] | None, at: str | None) -> str:
+    """The best single setting for all layers, in words."""
+    if uniform is None:
+        return "no single setting for all layers keeps the goal"
+    from ratedist.validate.quality.methods import Method
+
+    method = Method(**uniform["setting"])
+    return f"best single setting: {uniform['compression']:.2f}x at {at} ({_named(method)})"
+
+
+def _in_service(service: Mapping[str, Any]) -> str:
+    return (
+        f"with {service['requests']} requests in service: {service['compression']:.2f}x{_band(service)} by "
+        f"{service['predictor']}; the relative error of keys and values is then {service['kv_error']:.3f}, "
+        f"{service['kv_error_calibration']:.3f} with the {service['calibration_requests']} measured"
+    )
 
 
 def _named(method: Method) -> str:
@@ -114,7 +145,9 @@ def _named(method: Method) -> str:
 
 
 def _sensitivity(sensitivity: Mapping[str, Any]) -> list[str]:
-    """What drift of the traffic would do, in words."""
+    """What drift of the traffic would do, in words; nothing is known without a model."""
+    if not sensitivity:
+        return []
     lines = [
         f"traffic more alike (thresholds {sensitivity['shift']:g} looser): saves "
         f"{sensitivity['saving_looser']:.1%} at up to {sensitivity['kl_looser']:.4f}; less alike: "

@@ -41,8 +41,9 @@ def validate_plan(
     from ratedist.records import write_record
     from ratedist.validate.captures.store import Capture
     from ratedist.validate.measure import runtime_for
+    from ratedist.validate.planning.layer_law import PREDICTOR
     from ratedist.validate.planning.plan_file import read_plan
-    from ratedist.validate.planning.unseen import PREDICTOR, compare_plan
+    from ratedist.validate.planning.unseen import compare_plan
 
     plan = read_plan(path)
     opened = [Capture.open(folder) for folder in captures]

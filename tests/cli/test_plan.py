@@ -108,6 +108,35 @@ def test_a_captures_requests_are_planned_and_others_checked(
     assert "workload = '--workload, --capture': give exactly one of --workload, --prompts, --capture" in err
 
 
+def test_more_requests_in_service_than_were_seen(command: Command, model: Path, tmp_path: Path) -> None:
+    """Predicted is for those in service, and so many are fused to check it."""
+    out = tmp_path / "plan.json"
+    given = (*REACHED, "--requests", 4, "--model", model, "--min-saving", 0.05, "--continue", 4)
+    code, printed, err = command(*given, "--serve", 6, "--check", "--json", "--out", out)
+    assert code == 0, err
+    result, plan = json.loads(printed), read_plan(out)
+    service = plan.predicted["service"]
+    assert (service["requests"], service["calibration_requests"]) == (6, 4)
+    assert result["compression_predicted"] == service["compression"]
+    assert result["compression_low"] <= service["compression"] <= result["compression_high"]
+    code, printed, err = command(*given)
+    assert code == 0, err
+    assert "in service" not in printed
+    for arguments, message in (
+        (
+            ("--serve", 4),
+            "serve = 4: must be more than the 4 calibration requests; for as many, leave it out",
+        ),
+        (
+            ("--serve", 9, "--variant", "centroid"),
+            "serve: variant = 'centroid': is not predicted; leader, tree",
+        ),
+    ):
+        code, _, err = command(*given, *arguments)
+        assert code == 2
+        assert message in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -63,6 +63,15 @@ def test_a_capture_is_shared_out(
     assert (len(drawn.calibration.prompts), len(others) or None) == expected
 
 
+def test_more_can_be_held_out_than_planned_on(loaded: LoadedModel, capture: Path) -> None:
+    drawn = draw_requests(loaded, capture=capture, continuation=4, held_out=True, serve=3)
+    assert drawn.held_out is not None
+    assert ids(drawn.calibration) + ids(drawn.held_out) == ids(captured_requests(capture, loaded))
+    assert len(drawn.calibration.prompts) == 2
+    with pytest.raises(InputError, match="requests = 2: to plan on and 4 others are more than the 5"):
+        draw_requests(loaded, capture=capture, continuation=4, held_out=True, serve=4)
+
+
 def test_tokens_cut_a_capture_to_prefix_and_continuation(loaded: LoadedModel, capture: Path) -> None:
     drawn = draw_requests(loaded, capture=capture, tokens=32, continuation=4)
     assert {len(tokens) for tokens in ids(drawn.calibration)} == {32 + 4 + 1}
@@ -94,7 +103,7 @@ def test_a_workload_and_a_file_are_shared_out_alike(loaded: LoadedModel, tmp_pat
         ),
         (
             {"capture": "captured", "requests": 3, "held_out": True},
-            "requests = 3: to plan on and as many others are more than the 5",
+            "requests = 3: to plan on and 3 others are more than the 5",
         ),
         ({"capture": "captured", "requests": 1}, "requests = 1: needs at least two calibration requests"),
         ({"workload": "templates", "tokens": 0}, "tokens = 0: must be at least 1"),

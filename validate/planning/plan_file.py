@@ -74,6 +74,11 @@ class CachePlan:
         sensitivity = {**self.predicted.get("sensitivity", {}), "drift": dict(drift)}
         return replace(self, predicted={**self.predicted, "sensitivity": sensitivity})
 
+    def with_service(self, service: Mapping[str, Any]) -> CachePlan:
+        """The same plan with what it is predicted to save with more requests in the cache
+        (``ratedist.validate.planning.service.foresee_service``)."""
+        return replace(self, predicted={**self.predicted, "service": dict(service)})
+
     def to_json(self) -> str:
         """The file's text."""
         data = asdict(self) | {"settings": {str(n): m.to_json() for n, m in sorted(self.settings.items())}}

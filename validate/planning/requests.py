@@ -23,7 +23,7 @@ class PlanRequests:
 
     Attributes:
         calibration: to plan on.
-        held_out: as many others; None where they were not asked for.
+        held_out: others; None where they were not asked for.
     """
 
     calibration: PromptSet
@@ -40,17 +40,20 @@ def draw_requests(
     tokens: int | None = None,
     continuation: int = 32,
     held_out: bool = False,
+    serve: int | None = None,
     seed: int = 0,
 ) -> PlanRequests:
-    """Take requests from one source, in its order: those to plan on, then as many to measure on.
+    """Take requests from one source, in its order: those to plan on, then others to measure on.
 
     Args:
         loaded: the model.
         workload, prompts, capture: exactly one: a built-in workload, a JSONL file, or a capture's folder.
-        requests: to plan on; 16 where None, or of a capture all it holds (half with ``held_out``), up to 16.
+        requests: to plan on; 16 where None, or of a capture all it holds (without those
+            of ``held_out``), up to 16.
         tokens: of each whose cache is planned; 384 where None, and a capture's requests are then not cut.
         continuation: further tokens, on which the divergence is measured; one more is compared with.
         held_out: whether to take others, too.
+        serve: how many others; as many as to plan on where None.
         seed: of a workload.
 
     Raises:
@@ -74,40 +77,41 @@ def draw_requests(
                 number,
                 "needs at least two calibration requests" if least == 2 else "must be at least 1",
             )
-    parts = 2 if held_out else 1
     whole = (TOKENS if tokens is None else tokens) + continuation + 1
     count = REQUESTS if requests is None else requests
+    others = 0 if not held_out else count if serve is None else serve
     if workload is not None:
-        made = build_prompts(workload, loaded.tokenizer, requests=parts * count, tokens=whole, seed=seed)
+        made = build_prompts(workload, loaded.tokenizer, requests=count + others, tokens=whole, seed=seed)
     elif prompts is not None:
         made = read_prompts(
             prompts,
             loaded.tokenizer,
             max_tokens=loaded.max_tokens,
-            requests=parts * count,
+            requests=count + others,
             tokens=whole,
         )
     else:
         assert capture is not None
         made = captured_requests(
-            capture, loaded, requests=parts * count, tokens=None if tokens is None else whole
+            capture, loaded, requests=count + others, tokens=None if tokens is None else whole
         )
         held = len(made.prompts)
-        if requests is None:
-            count = held // parts
-        if count < 2 or parts * count > held:
-            others = " and as many others" if held_out else ""
+        if requests is None and held < count + others:
+            count = max(2, held // 2 if held_out and serve is None else held - others)
+            others = count if held_out and serve is None else others
+        if count + others > held:
+            besides = f" and {others} others" if others else ""
             raise InputError(
                 "requests",
-                max(count, 2),
-                f"to plan on{others} are more than the {held} that {capture} holds; ask for fewer, or "
+                count,
+                f"to plan on{besides} are more than the {held} that {capture} holds; ask for fewer, or "
                 "capture more",
             )
-    sets = [
-        PromptSet(made.name, made.prompts[part * count : (part + 1) * count], made.seed, made.origin)
-        for part in range(parts)
-    ]
-    return PlanRequests(sets[0], sets[1] if held_out else None)
+    first, second = made.prompts[:count], made.prompts[count : count + others]
+    return PlanRequests(
+        PromptSet(made.name, first, made.seed, made.origin),
+        PromptSet(made.name, second, made.seed, made.origin) if held_out else None,
+    )
 
 
 def draw_elsewhere(

@@ -12,26 +12,23 @@ from typing import Any
 import numpy as np
 
 from ratedist.errors import InputError
-from ratedist.predictors import CRITERIA, VARIANTS
 from ratedist.records import Record, provenance
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.captures.manifest import MANIFEST, Manifest
 from ratedist.validate.captures.store import Capture
 from ratedist.validate.compare import LayerCell, Plan, Split, check_captures, compare_layer, split_requests
 from ratedist.validate.measure import Measurement, Runtime, measure, runtime_for
-from ratedist.validate.parallel import absolute, check_jobs, run_tasks
-from ratedist.validate.planning.layer_bytes import LayerBytes, check_countable
+from ratedist.validate.parallel import check_jobs, run_tasks
+from ratedist.validate.planning.layer_bytes import LayerBytes
+from ratedist.validate.planning.layer_law import PREDICTOR, check_predictable
 from ratedist.validate.planning.plan_file import CachePlan
 from ratedist.validate.quality.methods import Method
 from ratedist.validate.suite.chunks import as_chunks
 
-__all__ = ["PREDICTOR", "UNSEEN_SCHEMA", "check_predictable", "compare_plan", "layer_plan"]
+__all__ = ["UNSEEN_SCHEMA", "compare_plan", "layer_plan"]
 
 UNSEEN_SCHEMA = "ratedist/plan-unseen/1"
 """Schema of the record that ``compare_plan`` returns."""
-
-PREDICTOR = "heterogeneous"
-"""What plans are predicted by unless told otherwise: the choice of the standard suite."""
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what was done."""
@@ -77,13 +74,13 @@ def compare_plan(
     check_captures(captures)
     planned = {layer: method for layer, method in sorted(plan.settings.items()) if method.sharing}
     for layer, method in sorted(plan.settings.items()):
-        check_predictable(layer, method)
+        check_predictable(f"plan, layer {layer}", method)
     if not planned:
         raise InputError("plan", "no layer", "shares blocks, so there is nothing to predict")
     for capture in captures:
         plan.check_capture(capture.manifest)
     if dask is not None:
-        captures = [Capture(absolute(capture.folder, dask), capture.manifest) for capture in captures]
+        captures = [capture.resolved() for capture in captures]
     where = runtime_for("cpu") if runtime is None else runtime
     options = {
         layer: layer_plan(layer, method, predictors=predictors, seed=seed)
@@ -137,21 +134,6 @@ def compare_plan(
         rows=rows,
         summary=summary,
     )
-
-
-def check_predictable(layer: int, method: Method) -> None:
-    """Raise InputError for a setting of a layer that predictors do not know."""
-    check_countable(method)
-    if not method.sharing:
-        return
-    for argument, value, known in (
-        ("variant", method.variant, VARIANTS),
-        ("criterion", method.criterion, CRITERIA),
-    ):
-        if value not in known:
-            raise InputError(
-                f"plan, layer {layer}: {argument}", value, f"is not predicted; {', '.join(known)} are"
-            )
 
 
 def layer_plan(layer: int, method: Method, *, predictors: Sequence[str], seed: int = 0) -> Plan:
