@@ -103,7 +103,7 @@ def _from_laws(predicted: Mapping[str, Any]) -> list[str]:
         f"{predicted['calibration_requests']}: {predicted['compression']:.2f}x of the whole cache"
         + _band(predicted),
         f"relative error of keys {predicted['k_error']:.3f}, of values {predicted['v_error']:.3f}, of both "
-        f"{predicted['kv_error']:.3f}; what the model makes of it is not known; ratedist quality measures",
+        f"{predicted['kv_error']:.3f}; what the model makes of it is not known",
         _single(uniform, None if uniform is None else f"an error of {uniform['kv_error']:.3f}"),
     ]
 
