@@ -92,8 +92,8 @@ def block_errors(original: PagedLayer, fused: FusedLayer) -> tuple[Tensor, Tenso
     Raises:
         InputError: the two layers differ in shapes or in the requests' lengths.
 
-    The errors of the scale rules are in ``ratedist.kernels.fusion.scales``; tests/kernels/test_scales.py
-    holds the two together.
+    The errors of the scale rules are in ``ratedist.kernels.fusion.scales``;
+    tests/kernels/fusion/test_scales.py holds the two together.
     """
     table = original.table
     if fused.table.entries.shape != table.entries.shape or fused.k.shape[1:] != original.k.shape[1:]:

@@ -115,7 +115,7 @@ def turn_rows(tokens: Tensor, rotary: Rotary, head_dim: int) -> tuple[Tensor, Te
         cosine, sine: (rows, head_dim) float32 such that a key x turns to cosine · x + sine · x', where x'
             is x with the channels of every pair exchanged.
 
-    Test: tests/kernels/test_turns.py::test_tables_turn_as_rotate_does.
+    Test: tests/kernels/attention/test_turns.py::test_tables_turn_as_rotate_does.
     """
     distances, row = torch.unique(tokens, return_inverse=True)
     # Row 0 turns nothing, whether 0 occurs or not.

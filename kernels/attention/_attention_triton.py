@@ -384,7 +384,7 @@ def choose_splits(programs: int, tokens: int, processors: int) -> int:
         tokens: most that a tile reads.
         processors: streaming multiprocessors (NVIDIA) or compute units (AMD).
 
-    Test: tests/kernels/test_attention_forms.py::test_choice_of_splits.
+    Test: tests/kernels/attention/test_attention_forms.py::test_choice_of_splits.
     """
     wanted = 2 * processors // max(1, programs)
     return max(1, min(wanted, tokens // _SHORTEST_SPLIT, _MOST_SPLITS))

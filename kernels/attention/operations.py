@@ -140,7 +140,7 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     Raises:
         InputError: no parts, or parts of different shapes or dtypes.
 
-    Test: tests/kernels/test_attention.py::test_parts_merge_by_log_sum_exp.
+    Test: tests/kernels/attention/test_attention.py::test_parts_merge_by_log_sum_exp.
     """
     if len(outs) == 0 or len(outs) != len(lses):
         raise InputError(

@@ -27,7 +27,7 @@ def turn_tables(reading: Reading, head_dim: int, like: Tensor) -> tuple[Tensor, 
         turn, cosine, sine: as ``ratedist.kernels.rotary.turn_rows`` makes them; turn is of the shape of the
             block table.
 
-    Test: tests/kernels/test_turns.py::test_tables_turn_as_rotate_does.
+    Test: tests/kernels/attention/test_turns.py::test_tables_turn_as_rotate_does.
     """
     shift, rotary = reading.shift, reading.rotary
     if shift is None or rotary is None:

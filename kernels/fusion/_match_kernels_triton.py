@@ -71,9 +71,7 @@ def _term_scores(
     """(rows, columns) float32 mean over the parts of a term."""
     norms, offset_units, stride_units, count, norm_stride, dim_units = parts
     stride = tl.load(stride_units)
-    score = _part_scores(
-        pool, norms, stride, dim_units, row_id, col_id, DISTANCE, UNIT, UPCAST, BLOCK_K
-    )
+    score = _part_scores(pool, norms, stride, dim_units, row_id, col_id, DISTANCE, UNIT, UPCAST, BLOCK_K)
     if MANY:
         for part in range(1, count):
             part_pool = pool + tl.load(offset_units + part) * UNIT

@@ -98,7 +98,7 @@ def report(original: PagedLayer, fusion: Fusion) -> FusionReport:
     Raises:
         InputError: ``fusion`` is of another layer.
 
-    Test: tests/kernels/test_report.py::test_numbers_are_those_of_a_loop_over_the_blocks.
+    Test: tests/kernels/fusion/test_report.py::test_numbers_are_those_of_a_loop_over_the_blocks.
     """
     k_squared, v_squared = (error.flatten().double() for error in block_errors(original, fusion.layer))
     table = fusion.layer.table

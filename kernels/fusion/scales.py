@@ -16,7 +16,7 @@ SCALES = ("own-norm", "raw", "projection")
 - ``"raw"``: 1, the representative as it is; with ρ = n_rep / n, 1 + ρ² - 2 ρ s;
 - ``"projection"``: n s / n_rep = <x, rep> / n_rep², the least error a scale can give; 1 - s².
 
-Tests: tests/kernels/test_scales.py::test_error_of_each_rule.
+Tests: tests/kernels/fusion/test_scales.py::test_error_of_each_rule.
 """
 
 

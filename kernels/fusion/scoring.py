@@ -24,7 +24,7 @@ CRITERIA = ("keys", "both", "mean", "distance")
   its place, as scale rule "raw" does.
 
 A block of norm zero has no direction: its similarity to anything is 0, and so is its part of a distance.
-Test: tests/kernels/test_scoring.py::test_scores_are_those_of_the_definition.
+Test: tests/kernels/fusion/test_scoring.py::test_scores_are_those_of_the_definition.
 """
 
 

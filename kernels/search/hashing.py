@@ -56,7 +56,7 @@ class Hashing:
 
         With ``centre``, s is the similarity of the directions after their mean was taken off, which is
         lower than the cosine: a share c of common similarity leaves about (cosine − c)/(1 − c). Test:
-        tests/kernels/test_search.py::test_recall_follows_the_thinning_curve.
+        tests/kernels/search/test_search.py::test_recall_follows_the_thinning_curve.
 
         Args:
             similarity: s, within [-1, 1].

@@ -305,3 +305,44 @@ def decided(layer: PagedLayer, threshold: float, criterion: str, score: Tensor |
         if any(b - a < CLOSE for a, b in pairwise(above)):
             return False
     return True
+
+
+def rearranged(layer: PagedLayer, seed: int) -> PagedLayer:
+    """The same requests in a shuffled, larger pool, a wider table, and with empty requests in between."""
+    requests, max_blocks = layer.table.entries.shape
+    blocks = layer.k.shape[0]
+    slot = torch.randperm(blocks + 4, generator=generator(seed))[:blocks]
+    pools = []
+    for pool in (layer.k, layer.v):
+        moved = torch.full((blocks + 4, *pool.shape[1:]), float("nan"), dtype=pool.dtype)
+        moved[slot] = pool
+        pools.append(moved)
+    used = torch.arange(max_blocks) < layer.table.used_blocks[:, None]
+    entries = torch.full((2 * requests, max_blocks + 3), UNUSED, dtype=torch.int32)
+    new = torch.full((requests, max_blocks), UNUSED, dtype=torch.int32)
+    new[used] = slot[layer.table.entries[used].long()].int()
+    entries[1::2, :max_blocks] = new
+    lengths = torch.zeros(2 * requests, dtype=torch.int64)
+    lengths[1::2] = layer.table.lengths
+    domains = layer.table.domains.repeat_interleave(2)
+    return PagedLayer(pools[0], pools[1], BlockTable(entries, lengths, domains, layer.table.block_size))
+
+
+def sisters(layer: PagedLayer, count: int, seed: int) -> list[PagedLayer]:
+    """The layer and others under its table, more or less like it; in pools of other sizes and places."""
+    random = generator(seed)
+    made = [layer]
+    for number in range(1, count):
+        noise = [torch.randn(pool.shape, generator=random) * number / 4 for pool in (layer.k, layer.v)]
+        room = torch.full((number, *layer.k.shape[1:]), float("nan"))
+        pools = [
+            torch.cat(((pool.float() + one).to(pool.dtype), room.to(pool.dtype)))
+            for pool, one in zip((layer.k, layer.v), noise, strict=True)
+        ]
+        ids = layer.table.entries.flatten()[full_blocks(layer)].long()
+        if number == 1 and len(ids):
+            # Two blocks are equal in one layer alone, which makes them no duplicates.
+            for pool in pools:
+                pool[ids[1:2]] = pool[ids[0]].clone()
+        made.append(PagedLayer(pools[0], pools[1], layer.table))
+    return made

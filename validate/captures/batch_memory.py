@@ -17,7 +17,7 @@ def batch_bytes(
     Counted are K and V of all layers up to the end of the last chunk, one layer of them twice more (while it
     grows, and while it is written), once more per query head (attention repeats them for grouped heads), the
     activations of one chunk, its mask, logits where tokens are decoded, and the queries that are kept.
-    tests/validate/test_batch_memory.py compares it with what torch allocates.
+    tests/validate/captures/test_batch_memory.py compares it with what torch allocates.
 
     Args:
         loaded: the model; its weights are not needed.

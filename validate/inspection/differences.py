@@ -27,7 +27,7 @@ def similarity_by_difference(sample: PairSample, text: NDArray[np.int64] | None)
         ``difference``; ``same_text``, None where tokens are not known; ``pairs``; ``k_mean``, ``v_mean``;
         and ``k_q05``, ``k_q50``, ``k_q95``, quantiles of the similarity of keys.
 
-    Test: tests/validate/test_inspection.py::test_similarity_by_difference_is_that_of_a_loop.
+    Test: tests/validate/inspection/test_inspection.py::test_similarity_by_difference_is_that_of_a_loop.
     """
     first, second = np.nonzero(np.triu(sample.comparable))
     apart = np.abs(sample.position[first] - sample.position[second])

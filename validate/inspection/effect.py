@@ -59,7 +59,7 @@ def merge_effect(
         ``kl_mean`` and ``kl_largest`` over the fed tokens, in nats; None where the merged block is not
         before them.
 
-    Test: tests/validate/test_inspection.py::test_effect_of_a_merge_is_that_of_the_cache_with_it.
+    Test: tests/validate/inspection/test_inspection.py::test_effect_of_a_merge_is_that_of_the_cache_with_it.
     """
     manifest = capture.manifest
     size = manifest.block_size

@@ -36,7 +36,7 @@ def worst_merges(
         merges of the layer replace this text by this text. Exact duplicates, whose errors are 0, never stand
         there.
 
-    Test: tests/validate/test_inspection.py::test_worst_merges_are_those_of_a_loop_over_the_blocks.
+    Test: tests/validate/inspection/test_inspection.py::test_worst_merges_are_those_of_a_loop_over_the_blocks.
     """
     k_squared, v_squared = (error.flatten().double() for error in block_errors(original, fusion.layer))
     table = fusion.layer.table

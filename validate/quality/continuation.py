@@ -416,7 +416,9 @@ def divergence(
     """How far predictions moved: (kl, same_top1, delta_nll), each (requests, tokens), in nats.
 
     kl = Σ p·(ln p − ln q) with p = softmax(reference), q = softmax(logits), in float64; delta_nll =
-    ln p − ln q of the token that follows (tests/validate/test_quality.py::test_divergence_against_scipy).
+    ln p − ln q of the token that follows.
+
+    Test: tests/validate/quality/test_quality.py::test_divergence_against_scipy.
 
     Args:
         reference, logits: (requests, tokens, vocabulary) float32.

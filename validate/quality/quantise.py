@@ -84,7 +84,7 @@ def channel_group(channels: int) -> int:
 
 def scalar_bytes(bits: int, group: int) -> float:
     """Bytes of a scalar in groups: bits/8 + 4/group
-    (tests/validate/test_quantise.py::test_bytes_of_a_scalar_are_those_of_a_packed_group)."""
+    (tests/validate/quality/test_quantise.py::test_bytes_of_a_scalar_are_those_of_a_packed_group)."""
     return bits / 8 + GROUP_BYTES / group
 
 

@@ -121,7 +121,7 @@ def clustered_error(values: ArrayLike) -> float | None:
     """Standard error of the mean of (requests, tokens), with requests as clusters of equal size.
 
     sqrt(Σ (m_r − m)² / (R (R − 1))) over the requests' means m_r
-    (tests/validate/test_quality_rows.py::test_clustered_error_covers); None for a single request.
+    (tests/validate/quality/test_quality_rows.py::test_clustered_error_covers); None for a single request.
     """
     means: NDArray[np.float64] = np.asarray(values, dtype=np.float64).mean(1)
     if len(means) < 2:

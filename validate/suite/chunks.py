@@ -29,7 +29,7 @@ def chunk_table(table: BlockTable, chunk_blocks: int) -> BlockTable:
     Fusing these rows across requests (``mode="bff"``) is fusing the requests across chunks
     (``mode="cff"``). What does not fill a block is left out: it never fuses.
 
-    Test: tests/validate/test_chunks.py::test_chunks_fuse_as_cff_does.
+    Test: tests/validate/suite/test_chunks.py::test_chunks_fuse_as_cff_does.
     Raises InputError as ``chunk_counts`` does.
     """
     entries, lengths, domains = [], [], []

@@ -43,7 +43,7 @@ class Exchange:
         additive over requests, and too much for interactions, at most 1/share times. The floor is then
         generous, never too strict.
 
-        Test: tests/validate/test_noise.py::test_floor_is_the_spread_of_a_known_process.
+        Test: tests/validate/suite/test_noise.py::test_floor_is_the_spread_of_a_known_process.
         """
         return abs(one - other) / math.sqrt(2 * self.share)
 
@@ -85,7 +85,7 @@ def sample_factor(n: int, m: int, variance: float, order_variance: float) -> flo
 
     Raises InputError where there are no requests or a variance is negative.
 
-    Test: tests/validate/test_noise.py::test_a_sample_adds_what_its_requests_leave_open.
+    Test: tests/validate/suite/test_noise.py::test_a_sample_adds_what_its_requests_leave_open.
     """
     for name, value, least in (("n", n, 1), ("m", m, 1), ("variance", variance, 0)):
         if not value >= least:

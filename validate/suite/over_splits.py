@@ -41,7 +41,7 @@ def split_weights(
 
     Raises InputError where lengths differ.
 
-    Test: tests/validate/test_over_splits.py::test_spread_is_that_of_the_splits.
+    Test: tests/validate/suite/test_over_splits.py::test_spread_is_that_of_the_splits.
     """
     if len(workload) != len(seed):
         raise InputError("seed", len(seed), f"must have an entry per row, {len(workload)}")

@@ -56,8 +56,8 @@ class ScoredLayer:
     Memory: two (N, N) float32 matrices for N full blocks, 340 MB for 272 requests of 24, and half as much
     again for criterion "both".
 
-    Tests: tests/validate/test_scored_layer.py::test_measures_what_fusing_the_layer_measures,
-    tests/validate/test_chunks.py::test_scored_chunks_measure_what_cff_measures.
+    Tests: tests/validate/suite/test_scored_layer.py::test_measures_what_fusing_the_layer_measures,
+    tests/validate/suite/test_chunks.py::test_scored_chunks_measure_what_cff_measures.
     """
 
     def __init__(self, layer: PagedLayer, chunk_blocks: int | None = None) -> None:

@@ -105,7 +105,7 @@ def unigram_bits(train: Tensor, held_out: Tensor, vocabulary: int) -> float:
 
     The cross-entropy of the held-out tokens under the frequencies (count + 1) / (tokens + vocabulary).
 
-    Test: tests/validate/test_corpus.py::test_unigram_bits_by_hand.
+    Test: tests/validate/training/test_corpus.py::test_unigram_bits_by_hand.
     """
     counts = torch.bincount(train, minlength=vocabulary).double() + 1
     return float(-(counts / counts.sum()).log()[held_out].mean()) / math.log(2)

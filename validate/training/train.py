@@ -168,7 +168,7 @@ def bits_per_token(model: Any, tokens: Tensor, context: int, windows: int | None
         context: tokens of a window; windows follow each other, a remainder is left out.
         windows: so many, spread evenly over the text; all where None.
 
-    Test: tests/validate/test_training.py::test_bits_per_token_of_a_model_that_knows_nothing.
+    Test: tests/validate/training/test_training.py::test_bits_per_token_of_a_model_that_knows_nothing.
     """
     whole = (len(tokens) - 1) // context
     chosen = range(whole) if windows is None or windows >= whole else _spread(whole, windows)

@@ -104,7 +104,7 @@ def pick(curve: Mapping[str, Sequence[float]], goal: Goal) -> int | None:
     no threshold exceeds the limit of an error, or the highest of all reaches a compression, as exact
     duplicates alone do.
 
-    Test: tests/validate/test_transfer_thresholds.py::test_pick_by_hand.
+    Test: tests/validate/transfer/test_transfer_thresholds.py::test_pick_by_hand.
     """
     values = curve[goal.quantity]
     if goal.quantity == "compression":

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from by_hand import COS40, direction, one_token_layer
 from caches import generator
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from strategies import (
     score_matrix,
     thresholds,
 )
-from test_fuse_by_hand import COS40, direction, one_token_layer
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.fuse import fuse

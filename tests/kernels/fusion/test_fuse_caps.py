@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from by_hand import ASIDE, direction, one_token_layer
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import (
@@ -19,7 +20,6 @@ from strategies import (
     score_matrix,
     variants,
 )
-from test_fuse_by_hand import ASIDE, direction, one_token_layer
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.caps import absorption_limit

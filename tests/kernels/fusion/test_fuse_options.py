@@ -8,8 +8,7 @@ import pytest
 import torch
 from hypothesis import assume
 from hypothesis import strategies as st
-from strategies import decided, full_blocks, layers, on_every_backend
-from test_fuse_invariants import rearranged
+from strategies import decided, full_blocks, layers, on_every_backend, rearranged
 
 from ratedist.kernels.fusion.fuse import fuse
 from ratedist.kernels.layout import UNUSED, PagedLayer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from by_hand import COS40, direction, one_token_layer
 from hypothesis import assume
 from hypothesis import strategies as st
 from strategies import criteria, decided, full_blocks, layers, on_every_backend, scales, thresholds, variants
-from test_fuse_by_hand import COS40, direction, one_token_layer
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.fuse import fuse

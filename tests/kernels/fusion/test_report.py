@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 import torch
+from by_hand import COS40, direction, one_token_layer
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import criteria, full_blocks, layers, scales, thresholds
-from test_fuse_by_hand import COS40, direction, one_token_layer
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.fuse import fuse

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from by_hand import direction, one_token_layer
 from closeness import TOLERANCE
 from hypothesis import assume
 from hypothesis import strategies as st
-from strategies import CLOSE, criteria, full_blocks, joint_oracle, layers, on_every_backend, scales
-from test_fuse_by_hand import direction, one_token_layer
-from test_fuse_group import sisters
-from test_fuse_transformed import KINDS, Wish, firsts, wish
+from strategies import CLOSE, criteria, full_blocks, joint_oracle, layers, on_every_backend, scales, sisters
 from torch import Tensor
+from wishes import KINDS, Wish, firsts, wish
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.fuse import Fusion, fuse

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from caches import generator
 from closeness import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matching_cases import SHAPE, lowest_labels_are_right, pools
 from strategies import DTYPES, score_oracle
 from torch import Tensor
 
 from ratedist.kernels.bench.allocations import peak_extra_bytes
 from ratedist.kernels.fusion import _match_cpu
 from ratedist.kernels.fusion._match_cpu import best_match, block_norms, gather_blocks, tile_shape
-from ratedist.kernels.fusion.matching import NO_LABEL
 from ratedist.kernels.fusion.scoring import CRITERIA, Part, Pools, Scoring, make_scoring
 
-SHAPE = (3, 2, 5)
 CPU = torch.device("cpu")
-
-
-def pools(blocks: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    random = generator(seed)
-    common = torch.randn(SHAPE, generator=random)
-    k = (common + torch.randn(blocks, *SHAPE, generator=random)).to(dtype)
-    return k, torch.randn(blocks, *SHAPE, generator=random).to(dtype)
 
 
 def scoring(k: Tensor, v: Tensor, criterion: str) -> Scoring:
@@ -164,27 +154,3 @@ def test_lowest_labels_over_tiles_of_any_size(
     monkeypatch.setattr(_match_cpu, "tile_shape", lambda scoring: tile)
     for seed in range(6):
         assert lowest_labels_are_right(_match_cpu, 13 if seed else 0, criterion, seed)
-
-
-def lowest_labels_are_right(matcher: Any, blocks: int, criterion: str, seed: int) -> bool:
-    """``Matcher.lowest_label`` against a loop over the pairs in float64."""
-    k, v = pools(blocks + 4, seed=seed)
-    k[1] = 0.0
-    random = generator(seed)
-    ids = torch.randperm(blocks + 4, generator=random)[:blocks]
-    units = torch.randint(0, 4, (blocks,), generator=random).int()
-    labels = torch.randperm(blocks, generator=random).int()
-    score = score_oracle(k, v, ids, ids, criterion)
-    limit = float(score.flatten().median()) + 1e-4 if blocks else 0.5
-    layer = Pools(Part(k, matcher.block_norms(k)), Part(v, matcher.block_norms(v)))
-    found = matcher.lowest_label(make_scoring(criterion, [layer]), ids, units, labels, limit)
-    expected = [
-        min(
-            (int(labels[m]) for m in range(blocks) if units[m] != units[n] and float(score[n, m]) > limit),
-            default=NO_LABEL,
-        )
-        for n in range(blocks)
-    ]
-    assert found.dtype == torch.int32
-    assert found.tolist() == expected
-    return True

@@ -316,7 +316,7 @@ def test_killed_in_the_middle_of_a_file_and_resumed(
     """kill -9 when the second file is written but not renamed: resumed, it ends as if nothing had been."""
     module = tmp_path / "tests_of_capture.py"
     module.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
     result = subprocess.run(
         [sys.executable, "-c", _KILLED, str(folders["llama"]), str(tmp_path / "killed")],
         env=os.environ | {"PYTHONPATH": path},

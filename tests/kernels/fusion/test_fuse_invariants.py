@@ -14,6 +14,7 @@ from strategies import (
     full_blocks,
     layers,
     on_every_backend,
+    rearranged,
     scales,
     score_matrix,
     thresholds,
@@ -385,24 +386,3 @@ def same_domain(layer: PagedLayer, a: int, b: int) -> bool:
 
 def decided_threshold(layer: PagedLayer, threshold: float, criterion: str) -> bool:
     return bool(((score_matrix(layer, criterion) - threshold).abs() > CLOSE).all())
-
-
-def rearranged(layer: PagedLayer, seed: int) -> PagedLayer:
-    """The same requests in a shuffled, larger pool, a wider table, and with empty requests in between."""
-    requests, max_blocks = layer.table.entries.shape
-    blocks = layer.k.shape[0]
-    slot = torch.randperm(blocks + 4, generator=generator(seed))[:blocks]
-    pools = []
-    for pool in (layer.k, layer.v):
-        moved = torch.full((blocks + 4, *pool.shape[1:]), float("nan"), dtype=pool.dtype)
-        moved[slot] = pool
-        pools.append(moved)
-    used = torch.arange(max_blocks) < layer.table.used_blocks[:, None]
-    entries = torch.full((2 * requests, max_blocks + 3), UNUSED, dtype=torch.int32)
-    new = torch.full((requests, max_blocks), UNUSED, dtype=torch.int32)
-    new[used] = slot[layer.table.entries[used].long()].int()
-    entries[1::2, :max_blocks] = new
-    lengths = torch.zeros(2 * requests, dtype=torch.int64)
-    lengths[1::2] = layer.table.lengths
-    domains = layer.table.domains.repeat_interleave(2)
-    return PagedLayer(pools[0], pools[1], BlockTable(entries, lengths, domains, layer.table.block_size))

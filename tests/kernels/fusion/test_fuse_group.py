@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from caches import generator
+from by_hand import direction, one_token_layer
 from hypothesis import assume
 from hypothesis import strategies as st
-from strategies import CLOSE, criteria, full_blocks, joint_oracle, layers, on_every_backend, scales
-from test_fuse_by_hand import direction, one_token_layer
-from test_fuse_transformed import KINDS, wish
+from strategies import CLOSE, criteria, full_blocks, joint_oracle, layers, on_every_backend, scales, sisters
+from wishes import KINDS, wish
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.fuse import fuse
@@ -23,26 +22,6 @@ from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.kernels.restore import block_errors, read_blocks
 
 variants = st.sampled_from(["leader", "tree", "components"])
-
-
-def sisters(layer: PagedLayer, count: int, seed: int) -> list[PagedLayer]:
-    """The layer and others under its table, more or less like it; in pools of other sizes and places."""
-    random = generator(seed)
-    made = [layer]
-    for number in range(1, count):
-        noise = [torch.randn(pool.shape, generator=random) * number / 4 for pool in (layer.k, layer.v)]
-        room = torch.full((number, *layer.k.shape[1:]), float("nan"))
-        pools = [
-            torch.cat(((pool.float() + one).to(pool.dtype), room.to(pool.dtype)))
-            for pool, one in zip((layer.k, layer.v), noise, strict=True)
-        ]
-        ids = layer.table.entries.flatten()[full_blocks(layer)].long()
-        if number == 1 and len(ids):
-            # Two blocks are equal in one layer alone, which makes them no duplicates.
-            for pool in pools:
-                pool[ids[1:2]] = pool[ids[0]].clone()
-        made.append(PagedLayer(pools[0], pools[1], layer.table))
-    return made
 
 
 @on_every_backend(

@@ -11,8 +11,8 @@ from caches import generator
 from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matching_cases import lowest_labels_are_right
 from strategies import score_oracle
-from test_match_cpu import lowest_labels_are_right
 from torch import Tensor
 
 from ratedist.errors import InputError
