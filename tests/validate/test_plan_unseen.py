@@ -27,7 +27,7 @@ from ratedist.validate.suite.chunks import chunk_table
 SETTINGS = {
     1: Method("fusion", threshold=0.5),
     2: Method("fusion", "kivi", 4, threshold=0.4, criterion="both", variant="tree", scale="raw"),
-    3: Method("exact"),
+    3: Method("exact", threshold=0.2),  # shares byte-equal blocks alone, whatever its threshold
     4: Method(),
 }
 
