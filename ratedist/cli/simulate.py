@@ -269,8 +269,8 @@ def _captured(
     write_capture: Path | None, force: bool, step: Callable[[str], None],
 ) -> Record:  # fmt: skip
     from ratedist.sim.blocks import SyntheticLayer, generate
+    from ratedist.validate.captured_ladder import captured_ladder
     from ratedist.validate.captures.store import Capture
-    from ratedist.validate.ladder import captured_ladder
     from ratedist.validate.synthetic import write_synthetic
 
     opened = Capture.open(folder)

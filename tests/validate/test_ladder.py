@@ -15,8 +15,10 @@ from ratedist.sim.blocks import generate, synthesise
 from ratedist.sim.model import BlockModel
 from ratedist.sim.parameters import BlockParameters
 from ratedist.similarity import Spherical
+from ratedist.validate.captured_ladder import captured_ladder
 from ratedist.validate.captures.store import Capture
-from ratedist.validate.ladder import ASSUMPTIONS, captured_ladder, law_ladder, model_ladder
+from ratedist.validate.ladder import law_ladder, model_ladder
+from ratedist.validate.rungs import ASSUMPTIONS
 from ratedist.validate.synthetic import blocks_of, paged, write_synthetic
 
 SMALL: dict[str, Any] = {"block_size": 4, "kv_heads": 2, "head_dim": 32, "rotary_base": 500.0}

@@ -21,8 +21,8 @@ from ratedist.cli import main
 from ratedist.errors import InputError, RatedistError
 from ratedist.suite_record import SuiteRecord
 from ratedist.validate import cluster as cluster_module
+from ratedist.validate.captured_ladder import captured_ladder
 from ratedist.validate.compare import Plan, compare
-from ratedist.validate.ladder import captured_ladder
 from ratedist.validate.parallel import run_tasks
 from ratedist.validate.suite.folder import CELLS, SuiteFolder
 from ratedist.validate.suite.run import fingerprint, plan_work, run_cells, suite_settings
