@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import save_tiny_model
 
 from ratedist.cli import main
 from ratedist.errors import InputError
@@ -57,7 +56,7 @@ def test_settings_are_foretold_by_the_predictor(capture: Capture) -> None:
             assert foretold.v_error[row, column] == pytest.approx(expected.v_error[0])
 
 
-@pytest.mark.parametrize("limit", [0.01, 0.2, 0.4, 2.0])
+@pytest.mark.parametrize("limit", [0.01, 0.3, 2.0])
 def test_a_plan_is_what_its_predictors_say(capture: Capture, limit: float) -> None:
     """It keeps the error, and saves nearly what the best of all allocations of two layers saves."""
     plan = plan_from_laws(capture, "max_kv_error", limit, settings=SETTINGS, command=["me"])
@@ -202,13 +201,11 @@ def test_the_command(run, capture: Capture, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_without_laws_there_is_another_error_to_limit(
-    run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = save_tiny_model(tmp_path_factory.mktemp("model"))
-    monkeypatch.setattr(sys, "argv", ["ratedist", "plan", "--model", str(model), "--max-kv-error", "0.1"])
+    monkeypatch.setattr(sys, "argv", ["ratedist", "plan", "--max-kv-error", "0.1"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "max_kv_error = 0.1: goes with --from-laws; with a model, --max-error" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "max_kv_error = 0.1: goes with --from-laws; with a model, --max-error" in printed
