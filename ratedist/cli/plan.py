@@ -115,7 +115,8 @@ def plan(
         typer.Option(
             "--serve",
             help="Requests in the cache together in service, more than the calibration requests: predict the "
-            "saving for so many; --check and --drift-to fuse so many others.",
+            "saving for so many; --check and --drift-to fuse so many others. The goal stays one for the "
+            "calibration requests; with --from-laws it is one for those in service.",
         ),
     ] = None,
     drift_to: Annotated[
@@ -133,18 +134,20 @@ def plan(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Choose a threshold, a criterion and bits for every layer, for one goal.
+    """Choose a setting for every layer (threshold, criterion, variant, scale rule, mode, bits), for one goal.
 
-    Settings are tried layer by layer on calibration requests (of a workload, a file, or a capture's, run
-    through the model again) and chosen where a byte saved costs the same in every layer (reverse
-    water-filling); the total is then measured. With --check, other requests are fused with the plan; with
-    --drift-to, mixtures of them with other traffic. --out writes the plan as JSON, for ratedist generate
-    --plan, ratedist validate --plan and FusedCache.
-
-    Example: `ratedist plan --workload templates --max-kl 0.02 --check --out plan.json`
+    Settings are tried layer by layer on calibration requests (of a workload, by default templates, of a
+    file, or a capture's, run through the model again) and chosen where a byte saved costs the same in every
+    layer (reverse water-filling); the total is then measured. With --check, other requests are fused with the
+    plan; with --drift-to, mixtures of them with other traffic. --out writes the plan as JSON, for ratedist
+    generate --plan, ratedist validate --plan and FusedCache.
 
     With --from-laws no model runs: predictors are fitted to the blocks of a capture, and a layer's setting
     is chosen by the errors of keys and values that they foretell.
+
+    Example: `ratedist plan --workload templates --max-kl 0.02 --check --out plan.json`
+
+    Example: `ratedist plan --from-laws --capture captures/mine --max-kv-error 0.1 --serve 64`
 
     Example: `ratedist plan --capture captures/mine --max-kl 0.02 --variant leader tree --threshold 0.7 0.9`
     """
