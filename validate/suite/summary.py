@@ -21,7 +21,7 @@ from ratedist.validate.suite.over_splits import (
 from ratedist.validate.suite.rows import Choice, choose, collect
 from ratedist.validate.suite.run import LayerWork, fingerprint
 from ratedist.validate.suite.tasks import Suite
-from ratedist.validate.suite.words import covered, describe, is_whole, unseen
+from ratedist.validate.suite.words import covered, describe, is_whole, transferred, unseen
 from ratedist.validate.summary import ALL
 
 __all__ = [
@@ -73,6 +73,7 @@ def make_record(
     chosen = choice.chosen
     summary = summarise_suite(columns, choice)
     goals = goals_of(summary)
+    transfer = summarise_transfer(columns)
     keys = [key for item in work for key in (*item.noise, *item.splits)]
     finished = sum(folder.has(key) for key in keys)
     checks = [
@@ -110,11 +111,11 @@ def make_record(
                 "other_kept": sum(check["kept"] != check["kept_looked_up"] for check in checks),
             },
         ),
-        words=[*describe(summary, goals, chosen, coverage), *unseen(columns)],
+        words=[*describe(summary, goals, chosen, coverage), *transferred(transfer, chosen), *unseen(columns)],
         goals=goals,
         summary=summary,
         columns=columns,
-        transfer=summarise_transfer(columns),
+        transfer=transfer,
     )
 
 

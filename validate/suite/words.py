@@ -12,7 +12,7 @@ from ratedist.validate.suite.run import LayerWork
 from ratedist.validate.suite.tasks import Suite
 from ratedist.validate.summary import ALL
 
-__all__ = ["covered", "describe", "is_whole", "unseen"]
+__all__ = ["covered", "describe", "is_whole", "transferred", "unseen"]
 
 
 def describe(
@@ -82,6 +82,30 @@ def covered(
     if checks:
         text += f" {len(checks)} fusions were repeated without looked-up scores: {other} kept other counts."
     return text
+
+
+def transferred(transfer: Sequence[dict[str, Any]], chosen: str | None) -> list[str]:
+    """In words, how far the chosen predictor is off where another workload calibrated; nothing if never.
+
+    Args:
+        transfer: from ``ratedist.validate.suite.summary.summarise_transfer``.
+        chosen: the predictor that was chosen; the first where None.
+    """
+    if not transfer:
+        return []
+    chosen = transfer[0]["predictor"] if chosen is None else chosen
+    known = [e for e in transfer if e["predictor"] == chosen and e["median_abs_log_ratio"] is not None]
+    own = [e["median_abs_log_ratio"] for e in known if e["calibrated_on"] == e["workload"]]
+    others = [e for e in known if e["calibrated_on"] != e["workload"]]
+    if not own or not others:
+        return []
+    worst = max(others, key=lambda entry: entry["median_abs_log_ratio"])
+    errors = [entry["median_abs_log_ratio"] for entry in others]
+    return [
+        f"Calibrated on another workload, {chosen} is off by {np.median(errors):.2f} in the median of "
+        f"{len(others)} pairs (on its own by {np.median(own):.2f}), at worst by "
+        f"{worst['median_abs_log_ratio']:.2f}, from {worst['calibrated_on']} to {worst['workload']}."
+    ]
 
 
 def unseen(columns: Columns) -> list[str]:

@@ -41,7 +41,7 @@ def section(loaded: Loaded) -> Section:
     chosen = {entry["predictor"] for entry in record.summary if entry.get("chosen")}
     whole = [e for e in record.summary if e.get("variant") is None and e.get("mode") is None]
     return Section(
-        title=f"Predictions over {_count(record)} workloads",
+        title=_title(record),
         answer=[*record.words, *_missing(record)],
         sources=[source_of(loaded)],
         tables=[
@@ -72,6 +72,13 @@ def section(loaded: Loaded) -> Section:
         ],
         pictures=_pictures(record),
     )
+
+
+def _title(record: SuiteRecord) -> str:
+    suite = record.provenance.get("suite", {}).get("name")
+    named = "" if suite is None else f" (suite {suite})"
+    between = ", and from each to the others" if record.transfer else ""
+    return f"Predictions over {_count(record)} workloads{between}{named}"
 
 
 def _count(record: SuiteRecord) -> int:

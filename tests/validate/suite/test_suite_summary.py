@@ -10,7 +10,7 @@ import pytest
 from ratedist.suite_record import Columns, as_column
 from ratedist.validate.suite.rows import Choice
 from ratedist.validate.suite.summary import goals_of, summarise_suite
-from ratedist.validate.suite.words import describe
+from ratedist.validate.suite.words import describe, transferred
 
 
 def columns(*rows: dict[str, object]) -> Columns:
@@ -241,3 +241,22 @@ def test_columns_keep_what_is_not_known() -> None:
     assert math.isnan(column[1])
     assert as_column([1, 2]).dtype == np.int64
     assert as_column(["a", "b"]).tolist() == ["a", "b"]
+
+
+def test_transfer_in_words() -> None:
+    def pair(source: str, target: str, error: float, predictor: str = "p") -> dict[str, object]:
+        return {
+            "calibrated_on": source,
+            "workload": target,
+            "predictor": predictor,
+            "median_abs_log_ratio": error,
+        }
+
+    entries = [pair("a", "a", 0.1), pair("b", "b", 0.3), pair("a", "b", 0.4), pair("b", "a", 0.8)]
+    entries += [pair("a", "b", 9.0, "other"), pair("a", "c", 7.0, "other")]
+    assert transferred(entries, "p") == [
+        "Calibrated on another workload, p is off by 0.60 in the median of 2 pairs (on its own by 0.20), at "
+        "worst by 0.80, from b to a."
+    ]
+    assert transferred(entries, None) == transferred(entries, "p")
+    assert transferred([], "p") == transferred(entries[:2], "p") == []
