@@ -232,7 +232,8 @@ def plan(
     elsewhere = (
         None
         if drift_to is None or drawn.held_out is None
-        else draw_elsewhere(loaded, drift_to, drawn.held_out, continuation=continuation, seed=seed)
+        # Another seed: of the same workload, it would give the requests that are planned on.
+        else draw_elsewhere(loaded, drift_to, drawn.held_out, continuation=continuation, seed=seed + 1)
     )
 
     def open_session(prompts: PromptSet) -> QualitySession:
