@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -10,7 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["AttentionHook"]
+__all__ = ["ONE_TASK", "AttentionHook"]
+
+ONE_TASK = threading.Lock()
+"""For tasks that hook models: held through each, as a cluster's worker may run several in one process."""
 
 
 class AttentionHook(AbstractContextManager["AttentionHook"]):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratedist.cli.options import Device, Dtype, Force, Json, Model, messages, print_json
+from ratedist.cli.options import Dask, Device, Dtype, Force, Jobs, Json, Model, messages, print_json
 from ratedist.cli.plan_options import (
     Bits,
     ChunkBlocks,
@@ -65,6 +65,8 @@ def plan_check(
         float | None, typer.Option(help="Begin no cell after so many minutes; run again to go on.")
     ] = None,
     judge: Annotated[bool, typer.Option("--judge", help="Exit with 1 where a promise is missed.")] = False,
+    jobs: Jobs = 1,
+    dask: Dask = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     force: Force = False,
@@ -118,6 +120,8 @@ def plan_check(
             out,
             force=force,
             stop_after=None if stop_after is None else 60 * stop_after,
+            jobs=jobs,
+            dask=dask,
             progress=progress,
         )
     if record is None or record.provenance["missing"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from ratedist.errors import InputError
 from ratedist.records import Record, provenance, write_atomic
+from ratedist.validate.attention_hook import ONE_TASK
 from ratedist.validate.captures.manifest import token_hash
 from ratedist.validate.models import LoadedModel
 from ratedist.validate.parallel import absolute, check_jobs, run_tasks
@@ -29,9 +29,6 @@ QUALITY_SCHEMA = "ratedist/quality/1"
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what was done."""
-
-_ONE_PROBE = threading.Lock()
-"""Models are watched one at a time in a process, where a cluster's worker may run several tasks."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ def _measure(
     """
     prompts = work.prompts
     seen = cells if cells is not None and cells.is_dir() else None
-    with _ONE_PROBE:
+    with ONE_TASK:
         session = QualitySession(
             loaded,
             prompts,
