@@ -138,7 +138,7 @@ def drift_of(
         InputError: a plan for another model, fewer requests from elsewhere than at home, or shares that are
             not ascending within [0, 1].
 
-    Test: tests/validate/test_plan_drift.py::test_mixtures_are_fused_and_measured.
+    Test: tests/validate/planning/test_plan_drift.py::test_mixtures_are_fused_and_measured.
     """
     plan.check(home.loaded)
     count = home.requests
@@ -210,7 +210,7 @@ def breaking_share(shares: FloatArray, excess: FloatArray) -> FloatArray:
     Returns:
         (draws,) the first share; infinite where it is kept at all of them.
 
-    Test: tests/validate/test_plan_drift.py::test_the_first_crossing_is_found.
+    Test: tests/validate/planning/test_plan_drift.py::test_the_first_crossing_is_found.
     """
     first = np.full(excess.shape[1], math.inf)
     for at in range(len(shares)):

@@ -99,7 +99,7 @@ def plan_from_laws(
         InputError: an unknown goal or one out of reach (the message says what the best is), settings with
             bits or that no predictor knows, or too few requests.
 
-    Test: tests/validate/test_plan_from_laws.py::test_a_plan_is_what_its_predictors_say.
+    Test: tests/validate/planning/test_plan_from_laws.py::test_a_plan_is_what_its_predictors_say.
     """
     if goal not in GOALS_OF_LAWS:
         raise InputError(

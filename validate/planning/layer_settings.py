@@ -21,7 +21,7 @@ def layer_settings(plan: CachePlan) -> dict[int, dict[str, Any]]:
     Raises:
         InputError: a layer whose cache would be coded as the fused cache cannot, with what it can.
 
-    Test: tests/validate/test_layer_settings.py::test_a_cache_by_a_plan_is_what_was_measured.
+    Test: tests/validate/planning/test_layer_settings.py::test_a_cache_by_a_plan_is_what_was_measured.
     """
     settings: dict[int, dict[str, Any]] = {}
     for layer, method in sorted(plan.settings.items()):

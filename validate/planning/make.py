@@ -319,7 +319,7 @@ def foreseen(measurements: Measurements, methods: Mapping[int, Method], of: str)
         methods: the plan.
         of: ``"kl"`` or ``"error2"``, as ``Measured`` has them.
 
-    Test: tests/validate/test_planning.py::test_foreseen_divergence_is_that_of_moved_thresholds.
+    Test: tests/validate/planning/test_planning.py::test_foreseen_divergence_is_that_of_moved_thresholds.
     """
     neighbours = [getattr(measurements(shifted(methods, by)), of) for by in (-SHIFT, 0.0, SHIFT)]
     mean: FloatArray = np.mean(neighbours, axis=0)
@@ -335,7 +335,7 @@ def mean_with_band(values: FloatArray, level: float = 0.9) -> tuple[float, float
     """Mean over requests, and the band in which the mean over as many other requests lies.
 
     Two means of R requests differ by √2 standard errors; Student's t with R − 1 degrees of freedom.
-    Test: tests/validate/test_planning.py::test_the_band_covers_other_requests.
+    Test: tests/validate/planning/test_planning.py::test_the_band_covers_other_requests.
     """
     mean = float(values.mean())
     if len(values) < 2:

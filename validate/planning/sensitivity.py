@@ -44,7 +44,7 @@ def plan_sensitivity(
         divergence with any one request left out; ``heaviest_share``, part of the divergence that falls on
         the request that suffers most.
 
-    Test: tests/validate/test_plan_sensitivity.py::test_thresholds_are_moved_and_measured.
+    Test: tests/validate/planning/test_plan_sensitivity.py::test_thresholds_are_moved_and_measured.
     """
     here = measurements(methods)
     looser, stricter = (measurements(shifted(methods, by)) for by in (-SHIFT, SHIFT))

@@ -60,7 +60,7 @@ def foresee_service(
     Raises:
         InputError: no more requests than the session has, or settings that no predictor knows.
 
-    Test: tests/validate/test_plan_service.py::test_twice_the_requests_against_predictors_by_hand.
+    Test: tests/validate/planning/test_plan_service.py::test_twice_the_requests_against_predictors_by_hand.
     """
     check_service(requests, session.requests)
     for layer, method in methods.items():

@@ -325,7 +325,7 @@ def stored_block_bytes(
 ) -> float:
     """Bytes of the keys and values of one full block that a method which shares keeps.
 
-    Test: tests/validate/test_plan_bytes.py::test_bytes_are_those_of_the_cache_that_was_compressed.
+    Test: tests/validate/planning/test_plan_bytes.py::test_bytes_are_those_of_the_cache_that_was_compressed.
     """
     channels = heads * head_dim
     if method.coding == "int8":
