@@ -62,7 +62,8 @@ class LayerBytes:
 
         Raises InputError as ``check_countable``.
 
-        Test: tests/validate/planning/test_plan_bytes.py::test_bytes_are_those_of_the_cache_that_was_compressed.
+        Test:
+        tests/validate/planning/test_plan_bytes.py::test_bytes_are_those_of_the_cache_that_was_compressed.
         """
         check_countable(method)
         if not method.sharing:
