@@ -78,7 +78,7 @@ def covered(
         f"{finished} of {cells} cells are finished."
     )
     if pairs:
-        text += f" Predictions were transferred between {len(pairs)} pairs of workloads."
+        text += f" Predictions were transferred between {_pairs(len(pairs))} of workloads."
     if checks:
         text += f" {len(checks)} fusions were repeated without looked-up scores: {other} kept other counts."
     return text
@@ -103,7 +103,7 @@ def transferred(transfer: Sequence[dict[str, Any]], chosen: str | None) -> list[
     errors = [entry["median_abs_log_ratio"] for entry in others]
     return [
         f"Calibrated on another workload, {chosen} is off by {np.median(errors):.2f} in the median of "
-        f"{len(others)} pairs (on its own by {np.median(own):.2f}), at worst by "
+        f"{_pairs(len(others))} (on its own by {np.median(own):.2f}), at worst by "
         f"{worst['median_abs_log_ratio']:.2f}, from {worst['calibrated_on']} to {worst['workload']}."
     ]
 
@@ -174,3 +174,7 @@ def _interval(goal: dict[str, Any]) -> str:
     form = ".0%" if goal["goal"] == "coverage" else ".3f"
     low, high = (format(end, form) for end in goal["over_splits"])
     return f" ({low} to {high} over other splits)"
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair" if count == 1 else f"{count} pairs"

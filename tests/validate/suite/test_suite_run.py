@@ -364,7 +364,9 @@ def test_predictions_are_transferred_from_one_workload_to_another(captures, tmp_
     path = tmp_path / "record.json"
     write_suite_record(record, path)
     assert read_suite_record(path).transfer == record.transfer
-    assert "transferred between 1 pairs of workloads" in record.words[-1]
+    assert "transferred between 1 pair of workloads" in record.words[-2]
+    assert record.words[-1].startswith("Calibrated on another workload, gaussian is off by")
+    assert record.words[-1].endswith("from two to one.")
 
 
 def test_a_predictor_is_chosen_within_the_calibration_requests(make_capture, tmp_path: Path) -> None:
