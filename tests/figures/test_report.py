@@ -134,6 +134,18 @@ def test_the_first_screen_has_headlines_then_a_sentence_of_each_other_section() 
     assert first_screen([other, last]) == ["first", "second", "last: third"]
 
 
+def test_a_page_of_one_section_says_its_answer_once() -> None:
+    source = [Source("r.json", "cmd", "now")]
+    one, other = Section("one", ["said of one"], source), Section("other", ["said of other"], source)
+    for render in (render_html, render_markdown):
+        assert render([one]).count("said of one") == 1
+        assert "one" in render([one]).replace("said of one", "")  # its heading stays
+        both = render([one, other])
+        assert both.count("said of other") == 2
+    assert "<nav" not in render_html([one])
+    assert "<nav" in render_html([one, other])
+
+
 def test_tables_for_looking_things_up_are_folded() -> None:
     tables = [Table("shown", ("a",), ((1,),)), Table("folded", ("b",), ((2,), (3,)), detail=True)]
     page = render_html([Section("t", [], [Source("r.json", "", "now")], tables)])
