@@ -308,10 +308,12 @@ def _passes(runs: Iterable[ServingRun]) -> tuple[list[float], list[int], list[in
 
 
 def _summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per pool: tokens per second (mean over repeats), gain of fusion, its ceiling, the model's errors."""
+    """Per pool: tokens per second (mean over repeats), gain of fusion, its ceiling (by medians), the model's
+    errors."""
     summary = []
     unlimited = [row for row in rows if row["pool_share"] is None and row["mode"] == UNFUSED]
-    most = float(np.mean([row["tokens_per_second"] for row in unlimited]))
+    # The largest pool is where a round pays most for its memory, the first above all; a mean would follow it.
+    most = float(np.median([row["tokens_per_second"] for row in unlimited]))
     for share in dict.fromkeys(row["pool_share"] for row in rows if row["pool_share"] is not None):
         cells = {
             mode: [row for row in rows if row["pool_share"] == share and row["mode"] == mode]
@@ -338,7 +340,7 @@ def _summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "gain_low": float(gains.min()),
                 "gain_high": float(gains.max()),
                 "gain_predicted": predicted[FUSED] / predicted[UNFUSED],
-                "ceiling": most / float(rate[UNFUSED].mean()),
+                "ceiling": most / float(np.median(rate[UNFUSED])),
                 "ceiling_predicted": unlimited[0]["tokens_per_second_predicted"] / predicted[UNFUSED],
                 "prediction_error_unfused": float(predicted[UNFUSED] / rate[UNFUSED].mean() - 1),
                 "prediction_error_fused": float(predicted[FUSED] / rate[FUSED].mean() - 1),
