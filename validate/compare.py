@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ratedist.errors import InputError
 from ratedist.kernels.fusion.fuse import CRITERIA, SCALES, VARIANTS
-from ratedist.kernels.layout import BlockTable
+from ratedist.kernels.layout import BlockTable, PagedLayer
 from ratedist.predictors import PairSample, Prediction, held_out_errors, predictor_class
 from ratedist.rate import CacheShape, cache_rate
 from ratedist.records import Record, provenance
@@ -34,6 +34,7 @@ __all__ = [
     "compare_layer",
     "count_exceedances",
     "default_layers",
+    "fused_by",
     "split_requests",
 ]
 
@@ -256,6 +257,18 @@ def _compare_layer(
     sample = pair_sample(capture.layer(layer, split.calibration))
     held_out = capture.layer(layer, split.held_out)
 
+    fused = fused_by(held_out, layer, plan, runtime)
+    return [
+        replace(cell, held_out=_errors_within(sample, plan, cell.variant, cell.criterion))
+        for cell in compare_layer(sample, held_out.table, layer, plan, fused)
+    ]
+
+
+def fused_by(
+    held_out: PagedLayer, layer: int, plan: Plan, runtime: Runtime
+) -> Callable[[str, str], list[Measurement]]:
+    """By variant and criterion, what the code of ``ratedist.kernels`` measures at the plan's thresholds."""
+
     def fuse_held_out(variant: str, criterion: str) -> list[Measurement]:
         return list(
             measure(
@@ -269,10 +282,7 @@ def _compare_layer(
             )
         )
 
-    return [
-        replace(cell, held_out=_errors_within(sample, plan, cell.variant, cell.criterion))
-        for cell in compare_layer(sample, held_out.table, layer, plan, fuse_held_out)
-    ]
+    return fuse_held_out
 
 
 def _errors_within(sample: PairSample, plan: Plan, variant: str, criterion: str) -> dict[str, FloatArray]:

@@ -16,8 +16,16 @@ from ratedist.records import Record, provenance
 from ratedist.validate.calibrate import pair_sample
 from ratedist.validate.captures.manifest import MANIFEST, Manifest
 from ratedist.validate.captures.store import Capture
-from ratedist.validate.compare import LayerCell, Plan, Split, check_captures, compare_layer, split_requests
-from ratedist.validate.measure import Measurement, Runtime, measure, runtime_for
+from ratedist.validate.compare import (
+    LayerCell,
+    Plan,
+    Split,
+    check_captures,
+    compare_layer,
+    fused_by,
+    split_requests,
+)
+from ratedist.validate.measure import Runtime, runtime_for
 from ratedist.validate.parallel import check_jobs, run_tasks
 from ratedist.validate.planning.layer_bytes import LayerBytes
 from ratedist.validate.planning.layer_law import PREDICTOR, check_predictable
@@ -169,19 +177,7 @@ def _compare_layer(
         assert method.chunk_blocks is not None
         calibration, held_out = (as_chunks(part, method.chunk_blocks) for part in (calibration, held_out))
 
-    def fused(variant: str, criterion: str) -> list[Measurement]:
-        return list(
-            measure(
-                held_out,
-                options.thresholds,
-                variant=variant,
-                criterion=criterion,
-                scale=options.scale,
-                runtime=runtime,
-                layer_name=layer,
-            )
-        )
-
+    fused = fused_by(held_out, layer, options, runtime)
     (cell,) = compare_layer(pair_sample(calibration), held_out.table, layer, options, fused)
     return cell
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,10 @@ class FusionCells:
 
 
 ByWorkload = dict[str, FusionCells]
-Law = Callable[[ByWorkload, str, FusionCells], FloatArray]
-"""Calibrated on cells of some workloads, the KL of others of one workload, (cells,); raises InputError where
-it cannot."""
+Fitted = Callable[[str, FusionCells], FloatArray]
+Law = Callable[[ByWorkload], Fitted]
+"""Calibrated on cells of some workloads: the KL of other cells of one workload, (cells,). Either call raises
+InputError where it cannot."""
 
 
 def fusion_cells(rows: Sequence[Row]) -> FusionCells:
@@ -110,22 +112,22 @@ def _own_law(form: Sequence[str]) -> Law:
         )
         return law.predict(cells.rms(form))
 
-    return predict
+    return lambda calibration: partial(predict, calibration)
 
 
 def _pooled_law(error: str) -> Law:
-    def predict(calibration: ByWorkload, workload: str, cells: FusionCells) -> FloatArray:
+    def fit(calibration: ByWorkload) -> Fitted:
         law = fit_pooled_kl_link(
             {name: one.errors[error] for name, one in calibration.items()},
             {name: one.kl for name, one in calibration.items()},
         )
-        return law.predict(cells.errors[error], workload)
+        return lambda workload, cells: law.predict(cells.errors[error], workload)
 
-    return predict
+    return fit
 
 
-def _floor(calibration: ByWorkload, workload: str, cells: FusionCells) -> FloatArray:
-    return calibration[workload].mean_kl
+def _floor(calibration: ByWorkload) -> Fitted:
+    return lambda workload, cells: calibration[workload].mean_kl
 
 
 LAWS: dict[tuple[str, tuple[str, ...]], Law] = {
@@ -211,12 +213,17 @@ def _judge(law: Law, experiments: Sequence[Experiment]) -> dict[str, dict[str, A
     found: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
     reasons: dict[str, str] = {}
     for calibration, held_out in experiments:
+        fitted, unfit = _fit(law, calibration)
         for name, cells in held_out.items():
             measured = cells.mean_kl
-            try:
-                predicted = law(calibration, name, cells)
-            except InputError as error:
-                predicted, reasons[name] = np.zeros_like(measured), str(error)
+            predicted, reason = np.zeros_like(measured), unfit
+            if fitted is not None:
+                try:
+                    predicted = fitted(name, cells)
+                except InputError as error:
+                    reason = str(error)
+            if reason:
+                reasons[name] = reason
             found.setdefault(name, []).append((predicted, measured))
     judged = {
         name: {**_accuracy(pairs), **({"reason": reasons[name]} if name in reasons else {})}
@@ -225,6 +232,14 @@ def _judge(law: Law, experiments: Sequence[Experiment]) -> dict[str, dict[str, A
     if found:
         judged[ALL] = _accuracy([pair for pairs in found.values() for pair in pairs])
     return judged if found else {ALL: {}}
+
+
+def _fit(law: Law, calibration: ByWorkload) -> tuple[Fitted | None, str]:
+    """The law on these cells, or why there is none."""
+    try:
+        return law(calibration), ""
+    except InputError as error:
+        return None, str(error)
 
 
 def _accuracy(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Any]:
